@@ -1,0 +1,1 @@
+"""The real-time service: engine, gateway and their supervisor. Nothing in it imports torch."""

@@ -1,0 +1,1 @@
+"""Recordings, trials, training, evaluation and export. Importing this package imports no torch."""
