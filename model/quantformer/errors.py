@@ -58,7 +58,9 @@ class MissingExtraError(UnavailableError):
     """A package of an optional extra is not installed."""
 
     def __init__(self, *, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package {package!r}, which is not installed: pip install 'quantformer[{extra}]'")
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed: pip install 'quantformer[{extra}]'"
+        )
 
 
 class ProviderError(UnavailableError):

@@ -43,7 +43,9 @@ class StimulusTable:
         for name in ("duration_s", "category", "stimulus_id", "sub_session"):
             found = len(getattr(self, name))
             if found != rows:
-                raise RecordingError(f"stimulus table: {name} has {found} rows, onset_s has {rows}; give one a presentation")
+                raise RecordingError(
+                    f"stimulus table: {name} has {found} rows, onset_s has {rows}; give one a presentation"
+                )
         for name, column in self.features.items():
             if column.shape != (rows,):
                 raise RecordingError(f"stimulus table: feature {name!r} has shape {column.shape}, expected ({rows},)")
@@ -51,7 +53,9 @@ class StimulusTable:
             raise RecordingError("stimulus table: every onset and duration must be a finite number of seconds")
         if (self.duration_s < 0).any():
             row = int(np.flatnonzero(self.duration_s < 0)[0])
-            raise RecordingError(f"stimulus table: row {row} lasts {self.duration_s[row]} s; durations cannot be negative")
+            raise RecordingError(
+                f"stimulus table: row {row} lasts {self.duration_s[row]} s; durations cannot be negative"
+            )
         if (np.diff(self.onset_s) < 0).any():
             row = int(np.flatnonzero(np.diff(self.onset_s) < 0)[0]) + 1
             raise RecordingError(f"stimulus table: row {row} begins before row {row - 1}; sort the rows by onset")
@@ -79,14 +83,18 @@ class StimulusTable:
         """Make a table from rows in any order; they are sorted by onset (stable)."""
         onset = np.atleast_1d(np.asarray(onset_s, dtype=np.float64))
         rows = len(onset)
-        sub = np.full(rows, NO_SUB_SESSION, np.int16) if sub_session is None else np.asarray(sub_session, dtype=np.int16)
+        sub = (
+            np.full(rows, NO_SUB_SESSION, np.int16) if sub_session is None else np.asarray(sub_session, dtype=np.int16)
+        )
         duration = np.atleast_1d(np.asarray(duration_s, dtype=np.float64))
         columns = {name: np.atleast_1d(np.asarray(column, dtype=np.float64)) for name, column in features.items()}
         table = {"duration_s": len(duration), "category": len(category), "stimulus_id": len(stimulus_id)}
         table |= {"sub_session": len(sub)} | {name: len(column) for name, column in columns.items()}
         for name, found in table.items():
             if found != rows:
-                raise RecordingError(f"stimulus table: {name} has {found} rows, onset_s has {rows}; give one a presentation")
+                raise RecordingError(
+                    f"stimulus table: {name} has {found} rows, onset_s has {rows}; give one a presentation"
+                )
         order = np.argsort(onset, kind="stable")
         return cls(
             onset_s=onset[order],
@@ -150,7 +158,9 @@ class Recording:
         # C order with frames first: a reduction over frames then adds in one order, whatever the number of neurons.
         object.__setattr__(self, "fluorescence", np.ascontiguousarray(self.fluorescence, dtype=np.float32))
         if frames == 0 or neurons == 0:
-            raise RecordingError(f"fluorescence has shape {self.fluorescence.shape}; at least one frame and neuron is needed")
+            raise RecordingError(
+                f"fluorescence has shape {self.fluorescence.shape}; at least one frame and neuron is needed"
+            )
         if self.timestamps_s.shape != (frames,):
             raise RecordingError(f"timestamps_s has shape {self.timestamps_s.shape}, expected ({frames},)")
         if not np.isfinite(self.timestamps_s).all() or (np.diff(self.timestamps_s) <= 0).any():

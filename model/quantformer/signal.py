@@ -83,15 +83,12 @@ def baseline_f0(
     ``minimum_f0_frames`` of them were observed.
     """
     tail = window[-recipe.f0_frames :]
-    if observed is None:
-        return np.add.reduce(tail, axis=0, dtype=np.float64) / recipe.f0_frames
-    seen = observed[-recipe.f0_frames :]
-    count = int(np.count_nonzero(seen))
-    if count < recipe.minimum_f0_frames:
-        return np.full(window.shape[1], np.nan)
-    if count == recipe.f0_frames:
-        return np.add.reduce(tail, axis=0, dtype=np.float64) / recipe.f0_frames
-    return np.add.reduce(tail[seen], axis=0, dtype=np.float64) / count
+    if observed is not None and not observed[-recipe.f0_frames :].all():
+        tail = tail[observed[-recipe.f0_frames :]]
+        if len(tail) < recipe.minimum_f0_frames:
+            return np.full(window.shape[1], np.nan)
+    total: NDArray[np.float64] = np.add.reduce(tail, axis=0, dtype=np.float64)
+    return total / len(tail)
 
 
 def delta_f(window: NDArray[np.float32], f0: NDArray[np.float64], *, out: NDArray[np.float32]) -> None:
@@ -184,4 +181,5 @@ def window_on_grid(
     span = stamps[right] - stamps[left]
     weight = np.where(span > 0, (grid - stamps[left]) / np.where(span > 0, span, 1.0), 0.0)
     weight = np.clip(weight, 0.0, 1.0).astype(np.float32)[:, None]
-    return values[left] * (np.float32(1.0) - weight) + values[right] * weight
+    interpolated: NDArray[np.float32] = values[left] * (np.float32(1.0) - weight) + values[right] * weight
+    return interpolated

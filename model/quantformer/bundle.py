@@ -1,0 +1,281 @@
+"""The trained model on disk, complete, verified and without torch.
+
+A bundle is a directory of exactly three files: ``manifest.json``, ``model.onnx`` and ``vectors.safetensors``. The
+manifest holds the SHA-256 of the other two and everything needed to use and to judge the model. The bundle's own hash is
+the SHA-256 of the manifest's bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from quantformer.errors import BundleError
+from quantformer.manifest import Manifest, parse_manifest, render_manifest
+from quantformer.signal import SignalRecipe
+
+MANIFEST, GRAPH, VECTORS = "manifest.json", "model.onnx", "vectors.safetensors"
+#: Largest file, in bytes, that is read into memory; a bundle is refused rather than allowed to exhaust the machine.
+LARGEST_FILE = 2 << 30
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Vectors:
+    """What the graph is given: ``neuron`` float32 ``(n, 2, d)``, ``unknown`` ``(2, d)``, ``stimulus_weight``
+    ``(width, 2, d)``, ``stimulus_id`` ``(ids, 2, d)``; per neuron, in fluorescence units, ``f0_minimum`` (below it a
+    window is rejected) and ``f0_range`` ``(n, 2)`` and ``noise_range`` ``(n, 2)`` as training saw them.
+    """
+
+    neuron: NDArray[np.float32]
+    unknown: NDArray[np.float32]
+    stimulus_weight: NDArray[np.float32]
+    stimulus_id: NDArray[np.float32]
+    f0_minimum: NDArray[np.float64]
+    f0_range: NDArray[np.float64]
+    noise_range: NDArray[np.float64]
+
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """Name to array, as stored."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NeuronRows:
+    """Vectors and guards of asked neurons, in the order asked. ``known`` is False where the trained unknown vector
+    serves; such neurons have ``f0_minimum`` 0 and a NaN ``f0_range``.
+    """
+
+    vectors: NDArray[np.float32]
+    known: NDArray[np.bool_]
+    f0_minimum: NDArray[np.float64]
+    f0_range: NDArray[np.float64]
+
+
+class Bundle:
+    """A verified bundle. Made by `load_bundle`; nothing in it can be changed."""
+
+    def __init__(self, *, path: Path, digest: str, manifest: Manifest, vectors: Vectors, graph: bytes) -> None:
+        self.path, self.hash, self.manifest, self._vectors, self.graph = path, digest, manifest, vectors, graph
+        self._row_of = {name: row for row, name in enumerate(manifest.neuron_ids)}
+
+    @property
+    def onnx_path(self) -> Path:
+        """Where the graph lies; `graph` holds the bytes that were verified."""
+        return self.path / GRAPH
+
+    @property
+    def recipe(self) -> SignalRecipe:
+        """How fluorescence becomes the graph's ``baseline``."""
+        return self.manifest.signal
+
+    @property
+    def phases(self) -> frozenset[str]:
+        """Moments that training covered: ``onset``, ``between``, ``ongoing`` ... A question elsewhere is out of phase."""
+        return frozenset(self.manifest.phases)
+
+    def neurons(self, ids: Sequence[str], *, unknown: Literal["refuse", "mark"]) -> NeuronRows:
+        """Vectors of these neurons.
+
+        Raises:
+            BundleError: an id is not in the bundle and ``unknown`` is ``"refuse"``.
+        """
+        rows = np.array([self._row_of.get(name, -1) for name in ids], dtype=np.intp)
+        known = rows >= 0
+        if unknown == "refuse" and not known.all():
+            strangers = [name for name, found in zip(ids, known, strict=True) if not found]
+            raise BundleError(
+                f"{len(strangers)} of {len(ids)} neurons are not in bundle {self.hash[:12]}: {', '.join(strangers[:5])}"
+                f"{' ...' if len(strangers) > 5 else ''}; extend the bundle, or ask for unknown neurons to be marked"
+            )
+        vectors = np.where(known[:, None, None], self._vectors.neuron[rows], self._vectors.unknown)
+        return NeuronRows(
+            vectors=np.ascontiguousarray(vectors, dtype=np.float32),
+            known=known,
+            f0_minimum=np.where(known, self._vectors.f0_minimum[rows], 0.0),
+            f0_range=np.where(known[:, None], self._vectors.f0_range[rows], np.nan),
+        )
+
+    def stimulus(self, stimulus_id: str) -> NDArray[np.float32]:
+        """Vectors ``(2, d)`` of a stimulus of the bundle.
+
+        Raises:
+            BundleError: the id is not in the bundle.
+        """
+        spec = self.manifest.stimuli.get(stimulus_id)
+        if spec is None:
+            raise BundleError(
+                f"stimulus {stimulus_id!r} is not in bundle {self.hash[:12]}; "
+                f"known: {', '.join(sorted(self.manifest.stimuli)[:12])}"
+            )
+        vectors = self.stimulus_from_features(category=spec.category, features=spec.features)
+        if spec.id_row is not None:
+            vectors = vectors + self._vectors.stimulus_id[spec.id_row]
+        return vectors
+
+    def stimulus_from_features(self, *, category: str, features: Mapping[str, float]) -> NDArray[np.float32]:
+        """Vectors ``(2, d)`` of a stimulus that is described rather than named: ``W . features`` without an id.
+
+        Raises:
+            DataError: a category or feature that training did not see.
+        """
+        encoded = self.manifest.stimulus_recipe.encode(category=category, features=features)
+        vectors: NDArray[np.float32] = np.tensordot(encoded, self._vectors.stimulus_weight, axes=1).astype(np.float32)
+        return vectors
+
+    def probability(self, logit: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Calibrated activation probability of the graph's logits, any shape."""
+        calibration = self.manifest.calibration
+        return _sigmoid(logit / np.float32(calibration.temperature) + np.float32(calibration.bias))
+
+    def interval(
+        self, response: NDArray[np.float32], spread: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Bounds ``(B, 64)`` of dF/F that hold ``manifest.interval.level`` of validation responses, frame by frame."""
+        interval = self.manifest.interval
+        scale = (spread + np.float32(interval.floor))[:, None]
+        return (
+            response + scale * np.asarray(interval.low, np.float32),
+            response + scale * np.asarray(interval.high, np.float32),
+        )
+
+    def extended(self, *, ids: Sequence[str], vectors: Vectors, path: Path) -> Bundle:
+        """Write a bundle with further neurons to ``path``; its ONNX file is byte-identical, and so are all old vectors.
+
+        ``vectors`` holds the new neurons' rows; its stimulus and unknown parts are ignored.
+
+        Raises:
+            BundleError: an id is already there.
+        """
+        twice = [name for name in ids if name in self._row_of]
+        if twice or len(set(ids)) != len(ids):
+            raise BundleError(
+                f"neurons already in the bundle, or given twice: {', '.join(twice) or 'in the list itself'}"
+            )
+        old = self._vectors
+        both = Vectors(
+            neuron=np.concatenate([old.neuron, vectors.neuron]),
+            unknown=old.unknown,
+            stimulus_weight=old.stimulus_weight,
+            stimulus_id=old.stimulus_id,
+            f0_minimum=np.concatenate([old.f0_minimum, vectors.f0_minimum]),
+            f0_range=np.concatenate([old.f0_range, vectors.f0_range]),
+            noise_range=np.concatenate([old.noise_range, vectors.noise_range]),
+        )
+        facts = {**self.manifest.provenance, "extended_from": self.hash}
+        manifest = self.manifest.replace(neuron_ids=(*self.manifest.neuron_ids, *ids), provenance=facts)
+        return write_bundle(path, manifest=manifest, vectors=both, graph=self.graph)
+
+
+def write_bundle(path: Path, *, manifest: Manifest, vectors: Vectors, graph: bytes) -> Bundle:
+    """Write a bundle aside, verify it, then move it to ``path``, which must not exist.
+
+    Raises:
+        BundleError: ``path`` exists, or the parts contradict each other.
+    """
+    if path.exists():
+        raise BundleError(f"{path} exists; a bundle is never overwritten: choose another directory or remove it first")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        tensors = save_tensors({name: np.ascontiguousarray(array) for name, array in vectors.tensors().items()})
+        files = {GRAPH: hashlib.sha256(graph).hexdigest(), VECTORS: hashlib.sha256(tensors).hexdigest()}
+        for name, content in (
+            (GRAPH, graph),
+            (VECTORS, tensors),
+            (MANIFEST, render_manifest(manifest.replace(files=files))),
+        ):
+            with (aside / name).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        load_bundle(aside)
+        aside.chmod(0o755)
+        aside.rename(path)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return load_bundle(path)
+
+
+def load_bundle(path: Path | str) -> Bundle:
+    """Read and verify a bundle, whole.
+
+    Raises:
+        BundleError: a file is missing, altered, truncated or foreign, or the schema is newer than this software's.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise BundleError(f"{root} is not a directory; a bundle is a directory with {MANIFEST}, {GRAPH} and {VECTORS}")
+    text = _read(root, MANIFEST)
+    manifest = parse_manifest(text, source=str(root / MANIFEST))
+    if set(manifest.files) != {GRAPH, VECTORS}:
+        raise BundleError(f"{root / MANIFEST} lists {sorted(manifest.files)}, expected {GRAPH} and {VECTORS}")
+    contents = {}
+    for name, expected in manifest.files.items():
+        contents[name] = _read(root, name)
+        found = hashlib.sha256(contents[name]).hexdigest()
+        if found != expected:
+            raise BundleError(
+                f"{root / name} has SHA-256 {found[:16]}..., the manifest says {expected[:16]}...: "
+                "it was altered or truncated; copy the bundle again or export it anew"
+            )
+    vectors = _parse_vectors(contents[VECTORS], manifest=manifest, source=root / VECTORS)
+    digest = hashlib.sha256(text).hexdigest()
+    return Bundle(path=root, digest=digest, manifest=manifest, vectors=vectors, graph=contents[GRAPH])
+
+
+def _read(root: Path, name: str) -> bytes:
+    file = root / name
+    try:
+        size = file.stat().st_size
+        if size > LARGEST_FILE:
+            raise BundleError(f"{file} has {size} bytes, more than the {LARGEST_FILE} allowed; it is not a bundle's")
+        return file.read_bytes()
+    except OSError as error:
+        raise BundleError(
+            f"{file} cannot be read ({error.strerror}); a bundle holds {MANIFEST}, {GRAPH}, {VECTORS}"
+        ) from None
+
+
+def _parse_vectors(content: bytes, *, manifest: Manifest, source: Path) -> Vectors:
+    try:
+        tensors = load_tensors(content)
+    except (SafetensorError, ValueError) as error:
+        raise BundleError(f"{source} is not a safetensors file: {error}") from None
+    n, d, width = len(manifest.neuron_ids), manifest.d, manifest.stimulus_recipe.width
+    ids = 1 + max((spec.id_row for spec in manifest.stimuli.values() if spec.id_row is not None), default=-1)
+    expected: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
+        "neuron": ((n, 2, d), np.float32),
+        "unknown": ((2, d), np.float32),
+        "stimulus_weight": ((width, 2, d), np.float32),
+        "stimulus_id": ((ids, 2, d), np.float32),
+        "f0_minimum": ((n,), np.float64),
+        "f0_range": ((n, 2), np.float64),
+        "noise_range": ((n, 2), np.float64),
+    }
+    if set(tensors) != set(expected):
+        raise BundleError(f"{source} holds {sorted(tensors)}, expected {sorted(expected)}")
+    for name, (shape, dtype) in expected.items():
+        array = tensors[name]
+        if array.shape != shape or array.dtype != dtype:
+            raise BundleError(f"{source}: {name} is {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}")
+        if not np.isfinite(array).all():
+            raise BundleError(f"{source}: {name} holds values that are not finite; export the bundle again")
+        array.flags.writeable = False
+    return Vectors(**tensors)
+
+
+def _sigmoid(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(np.float32(0.5) * (np.float32(1.0) + np.tanh(np.float32(0.5) * x)), np.float32)

@@ -1,0 +1,64 @@
+"""Sizes of the network, checked once. `PRESETS` has ``small`` for CPUs and ``paper``, exactly the paper's (section 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from quantformer.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Encoder and decoder alike have ``layers`` layers of width ``d`` and ``heads`` heads; ``codes`` is the paper's K."""
+
+    d: int = 128
+    layers: int = 6
+    heads: int = 8
+    codes: int = 32
+    patch_frames: int = 16
+    baseline_frames: int = 96
+    response_frames: int = 64
+    dropout: float = 0.1
+    mask_probability: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.d % self.heads:
+            raise UsageError(
+                f"d = {self.d} is not a multiple of heads = {self.heads}; choose a width that the heads share"
+            )
+        for name in ("baseline_frames", "response_frames"):
+            if getattr(self, name) % self.patch_frames:
+                raise UsageError(
+                    f"{name} = {getattr(self, name)} is not a multiple of patch_frames = {self.patch_frames}"
+                )
+        if not 2 <= self.codes <= 65536:
+            raise UsageError(f"codes = {self.codes}; expected 2 to 65536")
+        if not 0.0 <= self.dropout < 1.0 or not 0.0 < self.mask_probability < 1.0:
+            raise UsageError(
+                f"dropout = {self.dropout} and mask_probability = {self.mask_probability} must lie in [0, 1)"
+            )
+
+    @property
+    def baseline_patches(self) -> int:
+        """Patches of the baseline (6 at the paper's lengths)."""
+        return self.baseline_frames // self.patch_frames
+
+    @property
+    def response_patches(self) -> int:
+        """Patches of the response (4 at the paper's lengths)."""
+        return self.response_frames // self.patch_frames
+
+    @property
+    def patches(self) -> int:
+        """Patches of a whole trial (10 at the paper's lengths)."""
+        return self.baseline_patches + self.response_patches
+
+
+PRESETS: Mapping[str, ModelConfig] = MappingProxyType(
+    {
+        "small": ModelConfig(d=64, layers=2, heads=4),
+        "paper": ModelConfig(),
+    }
+)

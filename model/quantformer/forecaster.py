@@ -1,0 +1,126 @@
+"""Downstream: activation and response from a baseline, a neuron and a stimulus (paper section 3.4).
+
+Each task has its own copy of the pre-trained encoder and its own [NEURON] and [STIM] vectors. `ServingGraph` is the
+whole of it as one function of data, which is what a bundle holds.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from quantformer.autoencoder import Encoder, FrozenAutoencoder
+from quantformer.config import ModelConfig
+from quantformer.patches import to_patches
+
+#: Index of each task's vectors in arrays of shape ``[..., 2, d]``.
+ACTIVATION: Final = 0
+FORECAST: Final = 1
+
+
+class ActivationNetwork(nn.Module):
+    """[CLS][NEURON][STIM] and the baseline's patches; a linear classifier on [CLS] (section 3.4.1)."""
+
+    def __init__(self, config: ModelConfig, *, encoder: Encoder) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        self.cls_token = nn.Parameter(torch.randn(config.d) * 0.02)
+        self.head = nn.Linear(config.d, 1)
+
+    def forward(self, baseline: Tensor, neuron: Tensor, stimulus: Tensor) -> Tensor:
+        """Logits ``[B]`` from ``[B, 96]``, ``[B, d]`` and ``[B, d]``."""
+        tokens = self.encoder.embedding(to_patches(baseline, patch_frames=self.config.patch_frames))
+        cls_token = self.cls_token.expand(tokens.shape[0], 1, -1)
+        sequence = torch.cat([cls_token, neuron[:, None], stimulus[:, None], tokens], dim=1)
+        logit: Tensor = self.head(self.encoder.transformer(sequence)[:, 0])[:, 0]
+        return logit
+
+
+class ResponseNetwork(nn.Module):
+    """[NEURON][STIM], the baseline's patches and a [MASK] a response patch; an MLP names every code (section 3.4.2).
+
+    The head is supervised on all ten codes, so that the baseline's codes for the decoder cost no further encoder pass.
+    """
+
+    def __init__(self, config: ModelConfig, *, encoder: Encoder) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        self.head = nn.Sequential(nn.Linear(config.d, 2 * config.d), nn.GELU(), nn.Linear(2 * config.d, config.codes))
+
+    def forward(self, baseline: Tensor, neuron: Tensor, stimulus: Tensor) -> Tensor:
+        """Code logits ``[B, 10, K]`` from ``[B, 96]``, ``[B, d]`` and ``[B, d]``."""
+        embedding = self.encoder.embedding
+        tokens = embedding(to_patches(baseline, patch_frames=self.config.patch_frames))
+        masks = (self.encoder.mask_token + embedding.position[self.config.baseline_patches :]).expand(
+            tokens.shape[0], -1, -1
+        )
+        sequence = torch.cat([neuron[:, None], stimulus[:, None], tokens, masks], dim=1)
+        logits: Tensor = self.head(self.encoder.transformer(sequence)[:, 2:])
+        return logits
+
+
+class Forecaster(nn.Module):
+    """Both task networks over one frozen auto-encoder.
+
+    ``signal_scale`` is the typical size of dF/F in training: the networks see dF/F divided by it. ``code_patch``
+    ``[K, frames]`` is the mean dF/F patch (in those units) that each code stood for, from which the spread is taken.
+    """
+
+    signal_scale: Tensor
+    code_patch: Tensor
+
+    def __init__(
+        self, config: ModelConfig, *, teacher: FrozenAutoencoder, signal_scale: float, code_patch: Tensor
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.teacher = teacher
+        self.activation = ActivationNetwork(config, encoder=_trainable_copy(teacher.encoder))
+        self.response = ResponseNetwork(config, encoder=_trainable_copy(teacher.encoder))
+        self.register_buffer("signal_scale", torch.tensor(float(signal_scale)))
+        self.register_buffer("code_patch", code_patch.detach().clone())
+
+    def decode(self, code_logits: Tensor) -> Tensor:
+        """Expected decoding: dF/F ``[B, 64]`` from the decoder on softmax-weighted code vectors ``[B, 10, K]``.
+
+        Response codes are predicted independently (equation 4), so the arg-max sequence can be incoherent; the expected
+        code vector is what keeps the squared error small.
+        """
+        expected = code_logits.softmax(-1) @ self.teacher.codebook.codebook
+        trace = self.teacher.decode(expected)
+        return trace[:, self.config.baseline_frames :] * self.signal_scale
+
+    def spread(self, code_logits: Tensor) -> Tensor:
+        """Standard deviation ``[B]`` in dF/F of the mixture of code patches over the response."""
+        probability = code_logits[:, self.config.baseline_patches :].softmax(-1)
+        mean = probability @ self.code_patch
+        variance = probability @ self.code_patch.square() - mean.square()
+        return variance.clamp_min(0.0).mean((1, 2)).sqrt() * self.signal_scale
+
+
+class ServingGraph(nn.Module):
+    """The function that a bundle holds; inputs and outputs as `docs/architecture.md` lists them."""
+
+    def __init__(self, forecaster: Forecaster) -> None:
+        super().__init__()
+        self.forecaster = forecaster
+
+    def forward(
+        self, baseline: Tensor, neuron: Tensor, stimulus: Tensor, row_neuron: Tensor, row_stimulus: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``logit [B]``, ``response [B, 64]`` in dF/F and ``spread [B]`` in dF/F."""
+        model = self.forecaster
+        rows = baseline[row_neuron] / model.signal_scale
+        of_neuron, of_stimulus = neuron[row_neuron], stimulus[row_stimulus]
+        logit = model.activation(rows, of_neuron[:, ACTIVATION], of_stimulus[:, ACTIVATION])
+        code_logits = model.response(rows, of_neuron[:, FORECAST], of_stimulus[:, FORECAST])
+        return logit, model.decode(code_logits), model.spread(code_logits)
+
+
+def _trainable_copy(encoder: Encoder) -> Encoder:
+    return copy.deepcopy(encoder).requires_grad_(True)

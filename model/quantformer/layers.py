@@ -1,0 +1,53 @@
+"""The transformer that encoder and decoder share: pre-norm, bidirectional attention, GELU."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from quantformer.config import ModelConfig
+
+
+class Block(nn.Module):
+    """One layer: self-attention and a feed-forward network of four times the width, ``[B, P, d]`` to ``[B, P, d]``."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.attention_norm = nn.LayerNorm(config.d)
+        self.query_key_value = nn.Linear(config.d, 3 * config.d)
+        self.attention_out = nn.Linear(config.d, config.d)
+        self.feedforward_norm = nn.LayerNorm(config.d)
+        self.expand = nn.Linear(config.d, 4 * config.d)
+        self.contract = nn.Linear(4 * config.d, config.d)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Apply the layer."""
+        length, d = tokens.shape[1], tokens.shape[2]
+        projected = self.query_key_value(self.attention_norm(tokens))
+        query, key, value = (
+            projected.reshape(-1, length, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        )
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        mixed = mixed.transpose(1, 2).reshape(-1, length, d)
+        tokens = tokens + self.dropout(self.attention_out(mixed))
+        hidden = functional.gelu(self.expand(self.feedforward_norm(tokens)))
+        result: Tensor = tokens + self.dropout(self.contract(hidden))
+        return result
+
+
+class Transformer(nn.Module):
+    """A stack of blocks with a final norm, ``[B, P, d]`` to ``[B, P, d]``."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.d)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Apply all layers."""
+        for block in self.blocks:
+            tokens = block(tokens)
+        normed: Tensor = self.norm(tokens)
+        return normed

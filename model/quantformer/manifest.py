@@ -1,0 +1,140 @@
+"""The manifest of a bundle: every fact needed to use and to judge the model, strictly typed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from quantformer.errors import BundleError, SignalError
+from quantformer.signal import SignalRecipe
+from quantformer.vocabulary import StimulusRecipe
+
+#: Number of the manifest's schema. Older ones are read, newer ones refused.
+SCHEMA = 1
+FORMAT: Final = "quantformer-bundle"
+
+_Positive = Annotated[float, msgspec.Meta(gt=0)]
+_Probability = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class Label(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What *active* means: the definition, its threshold in dF/F, and the frames of the response it averages."""
+
+    definition: Literal["signed", "absolute", "evoked"]
+    threshold: float
+    frames: dict[str, int]
+
+
+class StimulusSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A stimulus that training saw: its category, features, and the row of its id vector, if it has one."""
+
+    category: str
+    features: dict[str, float]
+    id_row: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] | None = None
+
+
+class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """probability = sigmoid(logit / temperature + bias), fitted on validation."""
+
+    temperature: _Positive
+    bias: float
+
+
+class Interval(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Forecast interval: response + (spread + floor) * (low, high), frame by frame; quantiles fitted on validation."""
+
+    level: _Probability
+    floor: Annotated[float, msgspec.Meta(ge=0)]
+    low: list[float]
+    high: list[float]
+
+
+class LeadSkill(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Validation scores with the last ``lead`` frames withheld."""
+
+    lead: Annotated[int, msgspec.Meta(ge=0)]
+    log_loss: float
+    auroc_within_neuron: float | None
+    mse: float
+
+
+class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """PyTorch against the ONNX graph: largest absolute difference over ``rows`` rows, and near-ties left out."""
+
+    rows: int
+    logit: float
+    response: float
+    spread: float
+    provider: str
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """See the fields; ``files`` maps the other files of the bundle to their SHA-256."""
+
+    format: Literal["quantformer-bundle"] = FORMAT
+    schema: int = SCHEMA
+    created_utc: str
+    software: str
+    preset: str
+    precision: Literal["float32", "float16", "bfloat16", "int8"]
+    d: Annotated[int, msgspec.Meta(ge=1, le=65536)]
+    codes: Annotated[int, msgspec.Meta(ge=2, le=65536)]
+    codebook_sha256: str
+    signal: SignalRecipe
+    label: Label
+    phases: list[str]
+    longest_lead: Annotated[int, msgspec.Meta(ge=0)]
+    neuron_ids: tuple[str, ...]
+    stimulus_recipe: StimulusRecipe
+    stimuli: dict[str, StimulusSpec]
+    calibration: Calibration
+    interval: Interval
+    thresholds: dict[str, float]
+    skill_by_lead: list[LeadSkill]
+    metrics: dict[str, float]
+    parity: Parity
+    provenance: dict[str, str]
+    files: dict[str, str] = {}
+
+    def replace(self, **changes: object) -> Manifest:
+        """A copy with these fields changed."""
+        return msgspec.structs.replace(self, **changes)
+
+
+class _Head(msgspec.Struct):
+    format: str
+    schema: int
+
+
+def parse_manifest(text: bytes, *, source: str) -> Manifest:
+    """Read a manifest; ``source`` names it in errors.
+
+    Raises:
+        BundleError: not JSON, foreign, of a newer schema, or a field is missing, unknown or of the wrong kind.
+    """
+    try:
+        head = msgspec.json.decode(text, type=_Head)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(
+            f"{source} is not a bundle's manifest ({error}); it is damaged or foreign: export it again"
+        ) from None
+    if head.format != FORMAT:
+        raise BundleError(f"{source} has format {head.format!r}, expected {FORMAT!r}: this is another program's file")
+    if head.schema > SCHEMA:
+        raise BundleError(f"{source} has schema {head.schema}, this software reads up to {SCHEMA}: update quantformer")
+    try:
+        manifest = msgspec.json.decode(text, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError, SignalError) as error:
+        raise BundleError(f"{source}: {error}; the manifest is damaged: export the bundle again") from None
+    frames = manifest.signal.response_frames
+    if len(manifest.interval.low) != frames or len(manifest.interval.high) != frames:
+        raise BundleError(f"{source}: the interval has {len(manifest.interval.low)} frames, the response has {frames}")
+    if len(set(manifest.neuron_ids)) != len(manifest.neuron_ids):
+        raise BundleError(f"{source}: a neuron id occurs twice")
+    return manifest
+
+
+def render_manifest(manifest: Manifest) -> bytes:
+    """The manifest as indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=1)

@@ -1,0 +1,26 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_bundle import write_tiny_bundle
+
+SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A verified random-weight bundle for twelve neurons and eight gratings."""
+    path = tmp_path_factory.mktemp("bundle") / "tiny"
+    write_tiny_bundle(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real recordings beside the checkout; tests that need it are skipped where it is absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("no ../shared/data beside the checkout")
+    return SHARED_DATA

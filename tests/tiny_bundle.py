@@ -1,0 +1,85 @@
+"""A small bundle with random weights, so that the service is tested without training.
+
+``python tests/tiny_bundle.py DIR`` writes one.
+"""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from quantformer.bundle import Bundle, Vectors, write_bundle
+from quantformer.manifest import Calibration, Interval, Label, LeadSkill, Manifest, StimulusSpec
+from quantformer.signal import SignalRecipe
+from quantformer.vocabulary import NOTHING, ONGOING, StimulusRecipe
+
+NEURONS = tuple(f"n{i:03d}" for i in range(12))
+GRATING = "drifting_gratings"
+
+
+def write_tiny_bundle(path: Path, *, neuron_ids: tuple[str, ...] = NEURONS, seed: int = 0) -> Bundle:
+    """Write a bundle for these neurons and eight gratings (ids ``dir=000`` ... ``dir=315``)."""
+    import torch
+
+    from quantformer.autoencoder import Autoencoder
+    from quantformer.config import ModelConfig
+    from quantformer.forecaster import Forecaster
+    from quantformer_training.export import check_parity, example_inputs, export_graph
+
+    torch.manual_seed(seed)
+    config = ModelConfig(d=16, layers=1, heads=2, codes=8, dropout=0.0)
+    autoencoder = Autoencoder(config).eval()
+    teacher = autoencoder.freeze()
+    forecaster = Forecaster(
+        config, teacher=teacher, signal_scale=0.2, code_patch=torch.randn(config.codes, config.patch_frames)
+    )
+    graph = export_graph(forecaster)
+    parity = check_parity(forecaster, graph, example_inputs(frames=config.baseline_frames, d=config.d))
+    rng = np.random.default_rng(seed)
+    recipe = StimulusRecipe.covering([GRATING, ONGOING + GRATING, NOTHING], ["direction_deg"])
+    stimuli = {
+        f"dir={angle:03d}": StimulusSpec(category=GRATING, features={"direction_deg": float(angle)}, id_row=row)
+        for row, angle in enumerate(range(0, 360, 45))
+    }
+    stimuli[NOTHING] = StimulusSpec(category=NOTHING, features={})
+    n, d = len(neuron_ids), config.d
+    vectors = Vectors(
+        neuron=rng.normal(0, 0.5, (n, 2, d)).astype(np.float32),
+        unknown=rng.normal(0, 0.5, (2, d)).astype(np.float32),
+        stimulus_weight=rng.normal(0, 0.3, (recipe.width, 2, d)).astype(np.float32),
+        stimulus_id=rng.normal(0, 0.3, (8, 2, d)).astype(np.float32),
+        f0_minimum=np.full(n, 1.0),
+        f0_range=np.tile([50.0, 2000.0], (n, 1)),
+        noise_range=np.tile([0.0, 1.0], (n, 1)),
+    )
+    manifest = Manifest(
+        created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        software="test",
+        preset="tiny",
+        precision="float32",
+        d=d,
+        codes=config.codes,
+        codebook_sha256=teacher.codebook.digest(),
+        signal=SignalRecipe(),
+        label=Label(definition="signed", threshold=0.1, frames={GRATING: 60}),
+        phases=["onset", "between"],
+        longest_lead=10,
+        neuron_ids=neuron_ids,
+        stimulus_recipe=recipe,
+        stimuli=stimuli,
+        calibration=Calibration(temperature=1.0, bias=0.0),
+        interval=Interval(level=0.8, floor=0.02, low=[-1.3] * 64, high=[1.3] * 64),
+        thresholds={"default": 0.5},
+        skill_by_lead=[LeadSkill(lead=0, log_loss=0.69, auroc_within_neuron=0.5, mse=1.0)],
+        metrics={},
+        parity=parity,
+        provenance={"data": "random weights"},
+    )
+    return write_bundle(path, manifest=manifest, vectors=vectors, graph=graph)
+
+
+if __name__ == "__main__":
+    print(write_tiny_bundle(Path(sys.argv[1])).hash)

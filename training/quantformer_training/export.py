@@ -1,0 +1,118 @@
+"""From a trained network to the ONNX graph of a bundle, with proof that both say the same."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from quantformer.errors import BundleError
+from quantformer.forecaster import Forecaster, ServingGraph
+from quantformer.manifest import Parity
+
+INPUTS = ("baseline", "neuron", "stimulus", "row_neuron", "row_stimulus")
+OUTPUTS = ("logit", "response", "spread")
+#: Largest absolute difference in float32 between PyTorch and ONNX Runtime that a bundle may have.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GraphInputs:
+    """One call of the graph, as in `docs/architecture.md`."""
+
+    baseline: NDArray[np.float32]
+    neuron: NDArray[np.float32]
+    stimulus: NDArray[np.float32]
+    row_neuron: NDArray[np.int64]
+    row_stimulus: NDArray[np.int64]
+
+    def named(self) -> dict[str, NDArray[np.float32] | NDArray[np.int64]]:
+        """Input name to array."""
+        return {name: getattr(self, name) for name in INPUTS}
+
+
+def example_inputs(*, frames: int, d: int, rows: int = 6, seed: int = 0) -> GraphInputs:
+    """Random inputs of the right shapes: ``rows`` questions about three neurons and two stimuli."""
+    rng = np.random.default_rng(seed)
+    return GraphInputs(
+        baseline=rng.normal(0, 0.2, (3, frames)).astype(np.float32),
+        neuron=rng.normal(0, 0.5, (3, 2, d)).astype(np.float32),
+        stimulus=rng.normal(0, 0.5, (2, 2, d)).astype(np.float32),
+        row_neuron=rng.integers(0, 3, rows),
+        row_stimulus=rng.integers(0, 2, rows),
+    )
+
+
+def export_graph(forecaster: Forecaster) -> bytes:
+    """The serving graph as ONNX bytes, float32, with N, S and B dynamic."""
+    config = forecaster.config
+    graph = ServingGraph(forecaster).eval()
+    example = example_inputs(frames=config.baseline_frames, d=config.d)
+    n, s, b = (torch.export.Dim(name, min=1) for name in ("N", "S", "B"))
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        # The exporter's own deprecations are not this project's to mend.
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            graph,
+            tuple(torch.from_numpy(array) for array in example.named().values()),
+            input_names=list(INPUTS),
+            output_names=list(OUTPUTS),
+            dynamic_shapes=({0: n}, {0: n}, {0: s}, {0: b}, {0: b}),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    # The exporter records source lines and module paths; they are the exporting machine's and no part of the model.
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        del value.metadata_props[:]
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+    for function in model.functions:
+        for node in function.node:
+            del node.metadata_props[:]
+    onnx.checker.check_model(model)
+    buffer.write(model.SerializeToString(deterministic=True))
+    return buffer.getvalue()
+
+
+def run_graph(
+    graph: bytes, inputs: GraphInputs
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Run an exported graph once on the CPU: logit, response, spread."""
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    logit, response, spread = session.run(list(OUTPUTS), inputs.named())
+    return logit, response, spread
+
+
+def check_parity(forecaster: Forecaster, graph: bytes, inputs: GraphInputs) -> Parity:
+    """Ask PyTorch and ONNX Runtime the same questions.
+
+    Raises:
+        BundleError: they differ by more than `TOLERANCE`.
+    """
+    with torch.no_grad():
+        expected = ServingGraph(forecaster).eval()(*(torch.from_numpy(array) for array in inputs.named().values()))
+    found = run_graph(graph, inputs)
+    logit, response, spread = (
+        float(np.abs(ours.numpy() - theirs).max(initial=0.0)) for ours, theirs in zip(expected, found, strict=True)
+    )
+    if not max(logit, response, spread) <= TOLERANCE:
+        raise BundleError(
+            f"PyTorch and ONNX Runtime differ by {logit:.2e} (logit), {response:.2e} (response), {spread:.2e} (spread); "
+            f"at most {TOLERANCE:.0e} is allowed: the export is not to be trusted"
+        )
+    return Parity(
+        rows=len(inputs.row_neuron), logit=logit, response=response, spread=spread, provider="CPUExecutionProvider"
+    )
