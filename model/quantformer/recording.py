@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from quantformer.errors import RecordingError
-from quantformer.signal import subtract_neuropil
+from quantformer.signal import onset_frames, subtract_neuropil
 
 #: What the numbers in `Recording.fluorescence` are. ``dff_plus_one`` is a stored dF/F shifted so that F0 is near one.
 Signal = Literal["raw", "demixed", "corrected", "dff_plus_one"]
@@ -40,7 +40,13 @@ class StimulusTable:
 
     def __post_init__(self) -> None:
         rows = len(self.onset_s)
-        for name in ("duration_s", "category", "stimulus_id", "sub_session"):
+        for name in ("onset_s", "duration_s", "sub_session"):
+            shape = getattr(self, name).shape
+            if shape != (rows,):
+                raise RecordingError(
+                    f"stimulus table: {name} has shape {shape}, expected ({rows},): one a presentation"
+                )
+        for name in ("category", "stimulus_id"):
             found = len(getattr(self, name))
             if found != rows:
                 raise RecordingError(
@@ -49,6 +55,9 @@ class StimulusTable:
         for name, column in self.features.items():
             if column.shape != (rows,):
                 raise RecordingError(f"stimulus table: feature {name!r} has shape {column.shape}, expected ({rows},)")
+            if np.isinf(column).any():
+                row = int(np.flatnonzero(np.isinf(column))[0])
+                raise RecordingError(f"stimulus table: feature {name!r} is infinite in row {row}; leave out as NaN")
         if not np.isfinite(self.onset_s).all() or not np.isfinite(self.duration_s).all():
             raise RecordingError("stimulus table: every onset and duration must be a finite number of seconds")
         if (self.duration_s < 0).any():
@@ -83,9 +92,13 @@ class StimulusTable:
         """Make a table from rows in any order; they are sorted by onset (stable)."""
         onset = np.atleast_1d(np.asarray(onset_s, dtype=np.float64))
         rows = len(onset)
-        sub = (
-            np.full(rows, NO_SUB_SESSION, np.int16) if sub_session is None else np.asarray(sub_session, dtype=np.int16)
-        )
+        given = np.full(rows, NO_SUB_SESSION) if sub_session is None else np.atleast_1d(np.asarray(sub_session))
+        with np.errstate(invalid="ignore"):
+            sub = given.astype(np.int16)
+        if (sub != given).any():
+            raise RecordingError(
+                "stimulus table: sub_session must hold whole numbers of 16 bits, -1 where there is none"
+            )
         duration = np.atleast_1d(np.asarray(duration_s, dtype=np.float64))
         columns = {name: np.atleast_1d(np.asarray(column, dtype=np.float64)) for name, column in features.items()}
         table = {"duration_s": len(duration), "category": len(category), "stimulus_id": len(stimulus_id)}
@@ -95,6 +108,8 @@ class StimulusTable:
                 raise RecordingError(
                     f"stimulus table: {name} has {found} rows, onset_s has {rows}; give one a presentation"
                 )
+        if onset.ndim != 1:
+            raise RecordingError(f"stimulus table: onset_s has shape {onset.shape}, expected ({rows},)")
         order = np.argsort(onset, kind="stable")
         return cls(
             onset_s=onset[order],
@@ -161,6 +176,7 @@ class Recording:
             raise RecordingError(
                 f"fluorescence has shape {self.fluorescence.shape}; at least one frame and neuron is needed"
             )
+        object.__setattr__(self, "timestamps_s", np.asarray(self.timestamps_s, dtype=np.float64))
         if self.timestamps_s.shape != (frames,):
             raise RecordingError(f"timestamps_s has shape {self.timestamps_s.shape}, expected ({frames},)")
         if not np.isfinite(self.timestamps_s).all() or (np.diff(self.timestamps_s) <= 0).any():
@@ -170,6 +186,14 @@ class Recording:
         if len(set(self.neuron_ids)) != neurons:
             twice = next(name for name in self.neuron_ids if self.neuron_ids.count(name) > 1)
             raise RecordingError(f"neuron id {twice!r} occurs twice; ids must be unique")
+        if self.signal not in get_args(Signal):
+            raise RecordingError(f"signal is {self.signal!r}, expected one of {', '.join(get_args(Signal))}")
+        if self.neuropil is not None and self.signal not in ("raw", "demixed"):
+            raise RecordingError(
+                f"a {self.signal!r} signal came with neuropil, which would be subtracted a second time"
+            )
+        if self.neuropil is None and self.neuropil_factor is not None:
+            raise RecordingError("neuropil_factor came without neuropil; give both or neither")
         if self.neuropil is not None:
             if self.neuropil.shape != (frames, neurons):
                 raise RecordingError(f"neuropil has shape {self.neuropil.shape}, expected ({frames}, {neurons})")
@@ -178,8 +202,12 @@ class Recording:
             if np.shape(factor) != (neurons,):
                 raise RecordingError(f"neuropil_factor has shape {np.shape(factor)}, expected ({neurons},)")
             object.__setattr__(self, "neuropil_factor", np.asarray(factor, dtype=np.float32))
-        if self.running_speed_cm_s is not None and self.running_speed_cm_s.shape != (frames,):
-            raise RecordingError(f"running_speed_cm_s has shape {self.running_speed_cm_s.shape}, expected ({frames},)")
+        if self.running_speed_cm_s is not None:
+            if self.running_speed_cm_s.shape != (frames,):
+                raise RecordingError(
+                    f"running_speed_cm_s has shape {self.running_speed_cm_s.shape}, expected ({frames},)"
+                )
+            object.__setattr__(self, "running_speed_cm_s", np.asarray(self.running_speed_cm_s, dtype=np.float32))
 
     @property
     def frames(self) -> int:
@@ -207,9 +235,12 @@ class Recording:
             return self.fluorescence
         return subtract_neuropil(self.fluorescence, neuropil=self.neuropil, factor=self.neuropil_factor)
 
-    def select_neurons(self, index: Sequence[int] | NDArray[np.intp]) -> Recording:
-        """The same recording with only the neurons at ``index``."""
-        chosen = np.asarray(index, dtype=np.intp)
+    def select_neurons(self, index: Sequence[int] | NDArray[np.intp] | NDArray[np.bool_]) -> Recording:
+        """The same recording with only the neurons at ``index``, by position or by mask."""
+        given = np.asarray(index)
+        if given.dtype == np.bool_ and given.shape != (self.neurons,):
+            raise RecordingError(f"a neuron mask of shape {given.shape} was given, expected ({self.neurons},)")
+        chosen = np.flatnonzero(given) if given.dtype == np.bool_ else given.astype(np.intp)
         return replace(
             self,
             fluorescence=self.fluorescence[:, chosen],
@@ -219,11 +250,14 @@ class Recording:
         )
 
     def between(self, start: int, stop: int) -> Recording:
-        """Frames ``[start, stop)`` with the presentations whose onset falls among them; the clock is unchanged."""
+        """Frames ``[start, stop)`` with the presentations whose onset frame is among them; the clock is unchanged.
+
+        Adjoining ranges share no presentation. One that begins after the last frame goes with that frame.
+        """
         if not 0 <= start < stop <= self.frames:
             raise RecordingError(f"frames [{start}, {stop}) asked of a recording with {self.frames}")
-        end_s = self.timestamps_s[stop] if stop < self.frames else np.inf
-        inside = (self.stimuli.onset_s >= self.timestamps_s[start]) & (self.stimuli.onset_s < end_s)
+        onset = np.minimum(onset_frames(self.timestamps_s, self.stimuli.onset_s), self.frames - 1)
+        inside = (onset >= start) & (onset < stop)
         return replace(
             self,
             fluorescence=self.fluorescence[start:stop],

@@ -31,6 +31,8 @@ class SignalRecipe:
     rate_hz: float = 30.0
 
     def __post_init__(self) -> None:
+        if not (np.isfinite(self.rate_hz) and self.rate_hz > 0):
+            raise SignalError(f"rate_hz is {self.rate_hz}; a positive number was expected")
         if not 0 < self.minimum_f0_frames <= self.f0_frames <= self.baseline_frames or self.response_frames <= 0:
             raise SignalError(
                 "expected 0 < minimum_f0_frames <= f0_frames <= baseline_frames and response_frames > 0, "
@@ -87,6 +89,8 @@ def baseline_f0(
         tail = tail[observed[-recipe.f0_frames :]]
         if len(tail) < recipe.minimum_f0_frames:
             return np.full(window.shape[1], np.nan)
+    # numpy adds in an order that depends on memory layout and on the number of columns. The sum is the same all the
+    # same: 60 float32 values add up exactly in float64 while the largest is less than 2**23 times the smallest.
     total: NDArray[np.float64] = np.add.reduce(tail, axis=0, dtype=np.float64)
     return total / len(tail)
 
@@ -171,8 +175,9 @@ def window_on_grid(
     before = int(np.searchsorted(timestamps_s, onset_s, side="left"))
     grid = onset_s - np.arange(recipe.baseline_frames, 0, -1) / recipe.rate_hz
     if before == 0 or timestamps_s[0] > grid[0]:
+        found = f"the samples at {timestamps_s[0]:.3f} s" if before else "there is no sample before the onset"
         raise SignalError(
-            f"the window begins {grid[0]:.3f} s on the recording's clock, the samples at {timestamps_s[0]:.3f} s; "
+            f"the window begins {grid[0]:.3f} s on the recording's clock, {found}; "
             "wait until enough frames have been received"
         )
     stamps, values = timestamps_s[:before], samples[:before]
