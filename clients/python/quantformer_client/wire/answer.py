@@ -1,0 +1,268 @@
+"""ANSWER: what the model expects of each ROI for each alternative stimulus, with the lineage of the numbers."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from enum import IntEnum, IntFlag
+from typing import Any, ClassVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from quantformer_client.errors import ErrorCode, WireError
+from quantformer_client.wire.header import HEADER_BYTES, MAX_MESSAGE, Flags, Header, MessageType, PayloadFormat
+
+#: Most bytes of an ANSWER's payload.
+MAX_ANSWER = MAX_MESSAGE - HEADER_BYTES
+
+
+class Asked(IntEnum):
+    """How the question was asked."""
+
+    ANNOUNCED = 1
+    NOW = 2
+    STANDING = 3
+
+
+class Phase(IntEnum):
+    """In which phase of the experiment the onset frame lies."""
+
+    SPONTANEOUS = 0
+    ONSET = 1
+    STIMULUS = 2
+    BLANK = 3
+    BETWEEN = 4
+
+
+class Validity(IntFlag):
+    """Bits about one ROI; only VALID with nothing else from INVALID_F0 on may be acted upon."""
+
+    VALID = 1
+    KNOWN = 2
+    #: F0 is at or below the ROI's smallest usable one, or the window holds a NaN.
+    INVALID_F0 = 4
+    #: Light was delivered to it and its transient has not decayed.
+    STIMULATED = 8
+    #: F0 lies outside the range that training saw of this neuron.
+    F0_OUT_OF_RANGE = 16
+
+
+#: bytes of this block, alternatives, response frames, baseline frames, question, onset frame, first and last frame
+#: read, lead, frames held, asked, phase, bytes of labels, onset time in s, ns: received, window ready, submitted, done,
+#: published, deadline; bundle's SHA-256.
+_LINEAGE = struct.Struct("<HHHHQQQQHHBBxxIxxxxdqqqqqq32s")
+LINEAGE_BYTES = _LINEAGE.size
+_LABELS = msgspec.json.Decoder(list[str])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answer:
+    """``rois`` u32 ``(n,)`` index the session's ROIs; ``validity`` u8 ``(n,)`` are bits of `Validity`; ``probability``
+    float32 ``(s, n)``, calibrated; ``response``, ``low`` and ``high`` float32 ``(s, n, response_frames)`` dF/F, None where
+    only probabilities were asked; ``baseline`` float32 ``(n, baseline_frames)`` dF/F, the network's input, where asked.
+
+    ``lead`` counts the frames right before the onset frame that were not there; ``held`` those of the window, lead
+    included, that were not observed. Stamps are the engine's monotonic ns. Arrays are read-only views once decoded.
+    """
+
+    message_type: ClassVar[MessageType] = MessageType.ANSWER
+    question: int
+    asked: Asked
+    phase: Phase
+    stimuli: tuple[str, ...]
+    onset_frame: int
+    onset_s: float
+    first_frame: int
+    last_frame: int
+    last_frame_s: float
+    lead: int
+    held: int
+    received_ns: int
+    window_ready_ns: int
+    submitted_ns: int
+    done_ns: int
+    published_ns: int
+    deadline_ns: int
+    bundle: bytes
+    rois: NDArray[np.uint32]
+    validity: NDArray[np.uint8]
+    probability: NDArray[np.float32]
+    response: NDArray[np.float32] | None = None
+    low: NDArray[np.float32] | None = None
+    high: NDArray[np.float32] | None = None
+    baseline: NDArray[np.float32] | None = None
+    flags: Flags = field(default=Flags(0))
+
+    @property
+    def valid(self) -> NDArray[np.bool_]:
+        """Which ROIs may be acted upon ``(n,)``."""
+        return (self.validity & np.uint8(Validity.VALID)).astype(np.bool_)
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Which ROIs the bundle knows ``(n,)``."""
+        return (self.validity & np.uint8(Validity.KNOWN)).astype(np.bool_)
+
+    def encode(self, **header: Any) -> bytes:
+        """The whole message; ``header`` are further fields of `Header` (session, request, epoch, sent_ns).
+
+        Raises:
+            WireError: the arrays disagree, or the message would be longer than `MAX_MESSAGE`.
+        """
+        n, s = len(self.rois), len(self.stimuli)
+        steps = 0 if self.response is None else int(self.response.shape[2])
+        frames = 0 if self.baseline is None else int(self.baseline.shape[1])
+        parts: list[tuple[NDArray[Any] | None, str, tuple[int, ...]]] = [
+            (self.rois, "<u4", (n,)),
+            (self.validity, "u1", (n,)),
+            (np.zeros(-n % 4, np.uint8), "u1", (-n % 4,)),
+            (self.probability, "<f4", (s, n)),
+        ]
+        if steps:
+            parts += [(array, "<f4", (s, n, steps)) for array in (self.response, self.low, self.high)]
+        if frames:
+            parts.append((self.baseline, "<f4", (n, frames)))
+        for array, _, shape in parts:
+            if array is None or array.shape != shape:
+                found = None if array is None else array.shape
+                raise WireError(ErrorCode.BAD_PAYLOAD, f"ANSWER: an array has shape {found}, expected {shape}")
+        labels = msgspec.json.encode(self.stimuli)
+        lineage = _LINEAGE.pack(
+            LINEAGE_BYTES,
+            s,
+            steps,
+            frames,
+            self.question,
+            self.onset_frame,
+            self.first_frame,
+            self.last_frame,
+            self.lead,
+            self.held,
+            self.asked,
+            self.phase,
+            len(labels),
+            self.onset_s,
+            self.received_ns,
+            self.window_ready_ns,
+            self.submitted_ns,
+            self.done_ns,
+            self.published_ns,
+            self.deadline_ns,
+            self.bundle,
+        )
+        arrays = [np.ascontiguousarray(array, dtype=kind).tobytes() for array, kind, _ in parts if array is not None]
+        payload = b"".join([lineage, *arrays, labels])
+        if len(payload) > MAX_ANSWER:
+            raise WireError(
+                ErrorCode.OVERSIZED, f"ANSWER: {len(payload)} bytes; ask for fewer ROIs, stimuli or less detail"
+            )
+        head = Header(
+            type=self.message_type,
+            format=PayloadFormat.ANSWER,
+            flags=self.flags,
+            frame=self.last_frame,
+            device_s=self.last_frame_s,
+            count=n,
+            payload_bytes=len(payload),
+            **header,
+        )
+        return head.encode() + payload
+
+    @classmethod
+    def decode(cls, header: Header, payload: memoryview) -> Answer:
+        """Read the payload; unknown fields after the lineage and bytes after the labels are ignored.
+
+        Raises:
+            WireError: the lengths announced and those found disagree, or the labels are not a list of texts.
+        """
+        if len(payload) < LINEAGE_BYTES:
+            raise WireError(
+                ErrorCode.BAD_PAYLOAD, f"ANSWER: payload of {len(payload)} bytes, at least {LINEAGE_BYTES} needed"
+            )
+        (
+            lineage_bytes,
+            s,
+            steps,
+            frames,
+            question,
+            onset_frame,
+            first_frame,
+            last_frame,
+            lead,
+            held,
+            asked,
+            phase,
+            labels_bytes,
+            onset_s,
+            received_ns,
+            window_ready_ns,
+            submitted_ns,
+            done_ns,
+            published_ns,
+            deadline_ns,
+            bundle,
+        ) = _LINEAGE.unpack_from(payload)
+        n = header.count
+        rows = s * n
+        wanted = answer_bytes(rois=n, stimuli=s, response_frames=steps, baseline_frames=frames)
+        wanted += lineage_bytes - LINEAGE_BYTES + labels_bytes
+        if lineage_bytes < LINEAGE_BYTES or len(payload) < wanted:
+            raise WireError(ErrorCode.BAD_PAYLOAD, f"ANSWER: {wanted} bytes announced, the payload has {len(payload)}")
+        if asked not in _ASKED or phase not in _PHASES:
+            raise WireError(
+                ErrorCode.BAD_PAYLOAD, f"ANSWER: asked {asked} and phase {phase}; see wire.md for the numbers"
+            )
+        at = lineage_bytes
+        rois = np.frombuffer(payload, dtype="<u4", count=n, offset=at)
+        validity = np.frombuffer(payload, dtype="u1", count=n, offset=at + 4 * n)
+        at += 5 * n + -n % 4
+        floats = np.frombuffer(payload, dtype="<f4", count=rows + 3 * rows * steps + n * frames, offset=at)
+        labels_at = at + 4 * len(floats)
+        try:
+            labels = _LABELS.decode(payload[labels_at : labels_at + labels_bytes])
+        except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+            raise WireError(ErrorCode.BAD_PAYLOAD, f"ANSWER: the labels are not a list of texts: {error}") from error
+        if len(labels) != s:
+            raise WireError(ErrorCode.BAD_PAYLOAD, f"ANSWER: {len(labels)} labels for {s} stimuli")
+        cuts = [rows + k * rows * steps for k in range(4)]
+        forecast = [floats[cuts[k] : cuts[k + 1]].reshape(s, n, steps) for k in range(3)] if steps else [None] * 3
+        return cls(
+            question=question,
+            asked=Asked(asked),
+            phase=Phase(phase),
+            stimuli=tuple(labels),
+            onset_frame=onset_frame,
+            onset_s=onset_s,
+            first_frame=first_frame,
+            last_frame=last_frame,
+            last_frame_s=header.device_s,
+            lead=lead,
+            held=held,
+            received_ns=received_ns,
+            window_ready_ns=window_ready_ns,
+            submitted_ns=submitted_ns,
+            done_ns=done_ns,
+            published_ns=published_ns,
+            deadline_ns=deadline_ns,
+            bundle=bundle,
+            rois=rois,
+            validity=validity,
+            probability=floats[:rows].reshape(s, n),
+            response=forecast[0],
+            low=forecast[1],
+            high=forecast[2],
+            baseline=floats[cuts[3] :].reshape(n, frames) if frames else None,
+            flags=Flags(header.flags),
+        )
+
+
+_ASKED = frozenset(Asked)
+_PHASES = frozenset(Phase)
+
+
+def answer_bytes(*, rois: int, stimuli: int, response_frames: int, baseline_frames: int) -> int:
+    """Bytes of an ANSWER's payload without its labels."""
+    floats = stimuli * rois * (1 + 3 * response_frames) + rois * baseline_frames
+    return LINEAGE_BYTES + 5 * rois + -rois % 4 + 4 * floats

@@ -1,0 +1,103 @@
+"""FRAME: the fluorescence of all ROIs at one moment, as contiguous float32."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantformer_client.errors import ErrorCode, WireError
+from quantformer_client.wire.header import ID_LIMIT, MAX_ROIS, Flags, Header, MessageType, PayloadFormat
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Frame:
+    """One frame: ``fluorescence`` and ``neuropil`` float32 ``(rois,)``, ``device_s`` seconds on the microscope's clock,
+    ``motion`` the shift (dx, dy) in pixels that was corrected. ``roi_hash`` 0 leaves the order of the ROIs unchecked.
+
+    Decoded arrays are read-only views of the received bytes.
+    """
+
+    message_type: ClassVar[MessageType] = MessageType.FRAME
+    number: int
+    device_s: float
+    fluorescence: NDArray[np.float32]
+    neuropil: NDArray[np.float32] | None = None
+    motion: tuple[float, float] | None = None
+    roi_hash: int = 0
+
+    def encode(self, **header: Any) -> bytes:
+        """The whole message; ``header`` are further fields of `Header` (session, request, sent_ns).
+
+        Raises:
+            WireError: the arrays disagree in shape, or are not one-dimensional.
+        """
+        fluorescence = np.ascontiguousarray(self.fluorescence, dtype="<f4")
+        if fluorescence.ndim != 1 or not 0 < len(fluorescence) <= MAX_ROIS:
+            raise WireError(
+                ErrorCode.BAD_PAYLOAD,
+                f"FRAME: fluorescence has shape {fluorescence.shape}, expected (rois,) with 1 to {MAX_ROIS} ROIs",
+            )
+        flags = Flags(0)
+        parts = [fluorescence.tobytes()]
+        if self.neuropil is not None:
+            neuropil = np.ascontiguousarray(self.neuropil, dtype="<f4")
+            if neuropil.shape != fluorescence.shape:
+                raise WireError(
+                    ErrorCode.BAD_PAYLOAD,
+                    f"FRAME: neuropil has shape {neuropil.shape}, fluorescence {fluorescence.shape}; give one value a ROI",
+                )
+            flags |= Flags.HAS_NEUROPIL
+            parts.append(neuropil.tobytes())
+        if self.motion is not None:
+            flags |= Flags.HAS_MOTION
+            parts.append(np.array(self.motion, dtype="<f4").tobytes())
+        payload = b"".join(parts)
+        head = Header(
+            type=self.message_type,
+            format=PayloadFormat.FLOAT32,
+            flags=flags,
+            frame=self.number,
+            device_s=self.device_s,
+            roi_hash=self.roi_hash,
+            count=len(fluorescence),
+            payload_bytes=len(payload),
+            **header,
+        )
+        return head.encode() + payload
+
+    @classmethod
+    def decode(cls, header: Header, payload: memoryview) -> Frame:
+        """Read the payload; bytes after the announced arrays are ignored.
+
+        Raises:
+            WireError: no ROI, no finite device time, or fewer bytes than ``count`` and the flags announce.
+        """
+        n, flags = header.count, header.flags
+        neuropil_at = 4 * n
+        motion_at = neuropil_at + (4 * n if flags & Flags.HAS_NEUROPIL else 0)
+        wanted = motion_at + (8 if flags & Flags.HAS_MOTION else 0)
+        if n == 0 or len(payload) < wanted:
+            raise WireError(
+                ErrorCode.BAD_PAYLOAD,
+                f"FRAME: {n} ROIs with flags {flags:#x} need {wanted} bytes (and at least one ROI), the payload has "
+                f"{len(payload)}; send float32, one value a ROI",
+            )
+        if not math.isfinite(header.device_s):
+            raise WireError(
+                ErrorCode.BAD_TIME, f"FRAME: device time {header.device_s}, expected seconds on the device's clock"
+            )
+        if header.frame >= ID_LIMIT:
+            raise WireError(ErrorCode.BAD_PAYLOAD, f"FRAME: frame number {header.frame}, expected one below {ID_LIMIT} (2^53)")
+        values = np.frombuffer(payload, dtype="<f4", count=wanted // 4)
+        return cls(
+            number=header.frame,
+            device_s=header.device_s,
+            fluorescence=values[:n],
+            neuropil=values[n : 2 * n] if flags & Flags.HAS_NEUROPIL else None,
+            motion=(float(values[-2]), float(values[-1])) if flags & Flags.HAS_MOTION else None,
+            roi_hash=header.roi_hash,
+        )
