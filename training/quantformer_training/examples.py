@@ -1,0 +1,132 @@
+"""Neuron-trials as tensors: one row a neuron and a moment, with random lead and gaps where training asks for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from quantformer.signal import SignalRecipe
+from quantformer.tokens import UNKNOWN
+from quantformer.vocabulary import StimulusRecipe
+from quantformer_training.pretrain import CLIP
+from quantformer_training.trials import Moments, TrialReader, Trials
+
+#: Longest number of last frames withheld in training.
+LONGEST_LEAD = 10
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Vocabulary:
+    """Which row each neuron and each stimulus id has, and how stimuli are encoded."""
+
+    neuron_ids: tuple[str, ...]
+    stimulus_ids: tuple[str, ...]
+    recipe: StimulusRecipe
+
+    def id_rows(self, moments: Moments) -> NDArray[np.int64]:
+        """Row of each moment's stimulus id; -1 where it has none of its own."""
+        row_of = {name: row for row, name in enumerate(self.stimulus_ids)}
+        return np.array([row_of.get(name, UNKNOWN) for name in moments.stimulus_id], np.int64)
+
+    def encoded(self, moments: Moments) -> NDArray[np.float32]:
+        """Features ``(n, width)`` of each moment's stimulus."""
+        if not len(moments):
+            return np.zeros((0, self.recipe.width), np.float32)
+        pairs = zip(moments.category, moments.features, strict=True)
+        return np.stack([self.recipe.encode(category=category, features=features) for category, features in pairs])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Examples:
+    """Rows for the networks. ``baseline`` ``[B, 96]`` and ``trace`` ``[B, 160]`` (baseline without lead or gaps, and
+    response) are dF/F over the signal scale; ``response`` ``[B, 64]`` is dF/F; ``moment`` indexes the trials' moments.
+    """
+
+    baseline: Tensor
+    trace: Tensor
+    response: Tensor
+    active: Tensor
+    neuron: Tensor
+    features: Tensor
+    stimulus: Tensor
+    moment: Tensor
+
+    def select(self, rows: Tensor) -> Examples:
+        """The rows at an index."""
+        return Examples(**{name: tensor[rows] for name, tensor in vars(self).items()})
+
+    @classmethod
+    def joined(cls, parts: list[Examples]) -> Examples:
+        """All rows of several sources."""
+        return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])})
+
+    def __len__(self) -> int:
+        return len(self.active)
+
+
+class ExampleSource:
+    """Examples of the trials of one recording; a reader, its trials and the vocabulary, kept together."""
+
+    def __init__(self, reader: TrialReader, trials: Trials, *, vocabulary: Vocabulary, signal_scale: float) -> None:
+        self.reader, self.trials, self.signal_scale = reader, trials, signal_scale
+        row_of = {name: row for row, name in enumerate(vocabulary.neuron_ids)}
+        self.neuron = np.array([row_of.get(name, UNKNOWN) for name in reader.recording.neuron_ids], np.int64)
+        self.features = vocabulary.encoded(trials.moments)
+        self.stimulus = vocabulary.id_rows(trials.moments)
+
+    def at_lead(self, lead: int) -> Examples:
+        """Every valid row with the last ``lead`` frames withheld; no randomness."""
+        frames = self.reader.recipe.baseline_frames
+        missing = np.zeros(frames, bool)
+        missing[frames - lead :] = True
+        return self._examples(np.arange(len(self.trials.moments)), [missing] * len(self.trials.moments))
+
+    def random(self, index: NDArray[np.intp], rng: np.random.Generator) -> Examples:
+        """The moments at ``index``, each with a random lead and, three times in ten, random gaps."""
+        return self._examples(index, [random_missing(self.reader.recipe, rng) for _ in index])
+
+    def _examples(self, index: NDArray[np.intp], missing: list[NDArray[np.bool_]]) -> Examples:
+        trials, neurons = self.trials, len(self.neuron)
+        baseline = np.empty((len(index), neurons, self.reader.recipe.baseline_frames), np.float32)
+        valid = trials.valid[index].copy()
+        for row, (i, gaps) in enumerate(zip(index, missing, strict=True)):
+            if gaps.any():
+                valid[row] &= self.reader.write(trials.moments, int(i), out=baseline[row], missing=gaps)[1]
+            else:
+                baseline[row] = trials.baseline[i]
+        moment, neuron = np.nonzero(valid)
+        trial = index[moment]
+        scale = np.float32(self.signal_scale)
+        whole = np.concatenate([trials.baseline[trial, neuron], trials.response[trial, neuron]], axis=1)
+        return Examples(
+            baseline=torch.from_numpy(baseline[moment, neuron] / scale).clamp(-CLIP, CLIP),
+            trace=torch.from_numpy(whole / scale).clamp(-CLIP, CLIP),
+            response=torch.from_numpy(trials.response[trial, neuron]),
+            active=torch.from_numpy(trials.active[trial, neuron]),
+            neuron=torch.from_numpy(self.neuron[neuron]),
+            features=torch.from_numpy(self.features[trial]),
+            stimulus=torch.from_numpy(self.stimulus[trial]),
+            moment=torch.from_numpy(trial),
+        )
+
+
+def random_missing(recipe: SignalRecipe, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Frames of a baseline to withhold: a lead of 0 to 10 and, three times in ten, single losses or one short gap.
+
+    The first frame is never missing: a stream fills a gap from what came before it.
+    """
+    missing = np.zeros(recipe.baseline_frames, bool)
+    lead = int(rng.integers(0, LONGEST_LEAD + 1))
+    missing[recipe.baseline_frames - lead :] = True
+    if rng.random() < 0.3:
+        if rng.random() < 0.5:
+            missing |= rng.random(recipe.baseline_frames) < 0.02
+        else:
+            start = int(rng.integers(1, recipe.baseline_frames))
+            missing[start : start + int(rng.integers(1, 9))] = True
+    missing[0] = False
+    return missing

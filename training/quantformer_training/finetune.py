@@ -1,0 +1,192 @@
+"""Downstream training of both tasks, each with its own encoder and vectors (paper section 3.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from quantformer.forecaster import Forecaster
+from quantformer.losses import activation_loss, code_loss
+from quantformer.tokens import UNKNOWN, TaskTokens
+from quantformer_training.examples import Examples, ExampleSource, Vocabulary
+from quantformer_training.loop import LoopConfig, LoopResult, Report, in_batches, run_loop
+from quantformer_training.pretrain import Pretrained
+
+#: Leads at which validation chooses, averaged: none, and 5 frames (0.17 s).
+VALIDATION_LEADS = (0, 5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """``real_share`` of each epoch's moments are real onsets, the rest pseudo-onsets. Ids are withheld from
+    ``drop_ids`` of the rows, which trains the unknown vector, and the stimulus from ``drop_stimulus`` of them.
+    ``decoded_weight`` adds the squared error of the decoded response to the cross-entropy over codes.
+    """
+
+    activation: LoopConfig
+    forecast: LoopConfig
+    batch: int = 128
+    pseudo_per_real: float = 2.0
+    drop_ids: float = 0.1
+    drop_stimulus: float = 0.1
+    decoded_weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainedModel:
+    """Both networks, their tokens and the vocabulary that names the tokens' rows."""
+
+    forecaster: Forecaster
+    tokens: tuple[TaskTokens, TaskTokens]
+    vocabulary: Vocabulary
+    results: tuple[LoopResult, LoopResult]
+
+    @torch.no_grad()
+    def predict(self, examples: Examples, *, denied: bool = False) -> Prediction:
+        """Ask about every row; ``denied`` withholds the stimulus."""
+        asked = _without_stimulus(examples) if denied else examples
+        parts = [self._predict(asked.select(rows)) for rows in in_batches(torch.arange(len(examples)), 2048)]
+        return Prediction(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+
+    def _predict(self, rows: Examples) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
+        activation, forecast = self.tokens
+        model = self.forecaster.eval()
+        logit = model.activation(
+            rows.baseline, activation.neuron(rows.neuron), activation.stimulus(rows.features, rows.stimulus)
+        )
+        codes = model.response(
+            rows.baseline, forecast.neuron(rows.neuron), forecast.stimulus(rows.features, rows.stimulus)
+        )
+        return {"logit": logit.numpy(), "response": model.decode(codes).numpy(), "spread": model.spread(codes).numpy()}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prediction:
+    """What the graph answers: ``logit`` ``(B,)``, ``response`` dF/F ``(B, 64)``, ``spread`` dF/F ``(B,)``."""
+
+    logit: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+    response: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+    spread: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+
+
+def finetune(
+    pretrained: Pretrained,
+    *,
+    vocabulary: Vocabulary,
+    real: ExampleSource,
+    pseudo: ExampleSource | None,
+    validation: ExampleSource,
+    config: FinetuneConfig,
+    report: Report,
+    checkpoints: Path | None = None,
+    fingerprint: str = "",
+) -> TrainedModel:
+    """Train activation and response networks from one pre-trained auto-encoder."""
+    torch.manual_seed(config.activation.seed)
+    forecaster = Forecaster(
+        pretrained.config,
+        teacher=pretrained.autoencoder,
+        signal_scale=pretrained.signal_scale,
+        code_patch=pretrained.code_patch,
+    )
+    digest = forecaster.teacher.codebook.digest()
+    tokens = (_tokens(vocabulary, d=pretrained.config.d), _tokens(vocabulary, d=pretrained.config.d))
+    held = [validation.at_lead(lead) for lead in VALIDATION_LEADS]
+
+    def activation_of(rows: Examples) -> Tensor:
+        logit: Tensor = forecaster.activation(
+            rows.baseline, tokens[0].neuron(rows.neuron), tokens[0].stimulus(rows.features, rows.stimulus)
+        )
+        return logit
+
+    def codes_of(rows: Examples) -> Tensor:
+        logits: Tensor = forecaster.response(
+            rows.baseline, tokens[1].neuron(rows.neuron), tokens[1].stimulus(rows.features, rows.stimulus)
+        )
+        return logits
+
+    def forecast_loss(rows: Examples) -> Tensor:
+        logits = codes_of(rows)
+        with torch.no_grad():
+            target = forecaster.teacher.codes(rows.trace, patch_frames=pretrained.config.patch_frames)
+        error = (forecaster.decode(logits) - rows.response) / forecaster.signal_scale
+        return code_loss(logits, target) + config.decoded_weight * error.square().mean()
+
+    def validate(loss: Callable[[Examples], Tensor]) -> float:
+        return float(np.mean([float(loss(rows)) for rows in held]))
+
+    results = []
+    tasks: tuple[tuple[str, nn.Module, LoopConfig, Callable[[Examples], Tensor], Callable[[Examples], Tensor]], ...] = (
+        (
+            "activation",
+            nn.ModuleList([forecaster.activation, tokens[0]]),
+            config.activation,
+            lambda rows: activation_loss(activation_of(rows), rows.active),
+            lambda rows: activation_loss(activation_of(rows), rows.active),
+        ),
+        (
+            "forecast",
+            nn.ModuleList([forecaster.response, tokens[1]]),
+            config.forecast,
+            forecast_loss,
+            lambda rows: (forecaster.decode(codes_of(rows)) - rows.response).square().mean(),
+        ),
+    )
+    for stage, network, loop, loss, criterion in tasks:
+        results.append(
+            run_loop(
+                stage=stage,
+                network=network,
+                config=loop,
+                losses=lambda epoch, loss=loss, loop=loop: (  # type: ignore[misc]
+                    loss(batch) for batch in _batches(real, pseudo, config=config, seed=loop.seed, epoch=epoch)
+                ),
+                validate=lambda criterion=criterion: validate(criterion),  # type: ignore[misc]
+                report=report,
+                checkpoint=None if checkpoints is None else checkpoints / f"{stage}.pt",
+                fingerprint=f"{fingerprint} {stage} {config} {digest[:16]}",
+            )
+        )
+    if forecaster.teacher.codebook.digest() != digest:
+        raise AssertionError("the frozen codebook changed during fine-tuning")
+    return TrainedModel(forecaster=forecaster, tokens=tokens, vocabulary=vocabulary, results=(results[0], results[1]))
+
+
+def _tokens(vocabulary: Vocabulary, *, d: int) -> TaskTokens:
+    return TaskTokens(
+        neurons=len(vocabulary.neuron_ids),
+        feature_width=vocabulary.recipe.width,
+        stimulus_ids=len(vocabulary.stimulus_ids),
+        d=d,
+    )
+
+
+def _batches(
+    real: ExampleSource, pseudo: ExampleSource | None, *, config: FinetuneConfig, seed: int, epoch: int
+) -> Iterator[Examples]:
+    rng = np.random.default_rng((seed, epoch))
+    sources: Sequence[Examples] = [real.random(np.arange(len(real.trials.moments)), rng)]
+    if pseudo is not None and len(pseudo.trials.moments):
+        wanted = int(config.pseudo_per_real * len(real.trials.moments))
+        chosen = rng.choice(len(pseudo.trials.moments), min(wanted, len(pseudo.trials.moments)), replace=False)
+        sources = [*sources, pseudo.random(chosen, rng)]
+    rows = Examples.joined(list(sources))
+    unknown = torch.from_numpy(rng.random(len(rows)) < config.drop_ids)
+    denied = torch.from_numpy(rng.random(len(rows)) < config.drop_stimulus)
+    rows = replace(
+        rows,
+        neuron=torch.where(unknown, UNKNOWN, rows.neuron),
+        stimulus=torch.where(denied, UNKNOWN, rows.stimulus),
+        features=torch.where(denied[:, None], 0.0, rows.features),
+    )
+    for index in in_batches(torch.from_numpy(rng.permutation(len(rows))), config.batch):
+        yield rows.select(index)
+
+
+def _without_stimulus(rows: Examples) -> Examples:
+    return replace(rows, stimulus=torch.full_like(rows.stimulus, UNKNOWN), features=torch.zeros_like(rows.features))

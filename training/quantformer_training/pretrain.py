@@ -1,0 +1,155 @@
+"""Self-supervised pre-training: windows of any recording, labelled or not (paper section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from quantformer.autoencoder import Autoencoder, FrozenAutoencoder
+from quantformer.config import ModelConfig
+from quantformer.errors import RecordingError
+from quantformer.labels import LabelRule
+from quantformer.losses import reconstruction_loss
+from quantformer.patches import to_patches
+from quantformer.recording import Recording
+from quantformer.signal import SignalRecipe
+from quantformer_training.loop import LoopConfig, LoopResult, Report, in_batches, run_loop
+from quantformer_training.splits import Split
+from quantformer_training.trials import Moments, TrialReader
+
+#: dF/F beyond this many times the signal scale is clipped: one broken window must not own the loss.
+CLIP = 40.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Windows:
+    """Whole trials' worth of dF/F, ``[n, 160]`` float32, and whether the response part is active, bool ``[n]``."""
+
+    dff: NDArray[np.float32]
+    active: NDArray[np.bool_]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Windows]) -> Windows:
+        """All windows of several sources."""
+        return cls(dff=np.concatenate([p.dff for p in parts]), active=np.concatenate([p.active for p in parts]))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pretrained:
+    """A frozen auto-encoder, the scale of its input, and the mean patch ``[K, frames]`` that each code stands for."""
+
+    config: ModelConfig
+    autoencoder: FrozenAutoencoder
+    signal_scale: float
+    code_patch: Tensor
+    result: LoopResult
+
+
+def whole(recording: Recording) -> Split:
+    """Every frame may be learned from: for recordings on which nothing is tested."""
+    return Split(train=((0, recording.frames),), validation=(), test=())
+
+
+def random_windows(
+    recording: Recording, *, split: Split, part: str, count: int, recipe: SignalRecipe, rule: LabelRule, seed: int
+) -> Windows:
+    """About ``count`` windows at random moments of a part, of random neurons.
+
+    Raises:
+        RecordingError: no span of the part is as long as a window.
+    """
+    rng = np.random.default_rng(seed)
+    spans = [(low + recipe.baseline_frames, high - recipe.response_frames) for low, high in split.spans(part)]
+    spans = [(low, high) for low, high in spans if high > low]
+    if not spans:
+        raise RecordingError(
+            f"{recording.provenance.source}: no span of {part} holds a window of {recipe.window_frames} frames"
+        )
+    room = np.array([high - low for low, high in spans], np.float64)
+    moments_wanted = max(1, int(np.ceil(count / recording.neurons)))
+    span = rng.choice(len(spans), moments_wanted, p=room / room.sum())
+    frame = np.array([rng.integers(*spans[i]) for i in span], np.int64)
+    moments = Moments(
+        frame=frame,
+        trial=np.full(len(frame), -1),
+        pseudo=np.ones(len(frame), bool),
+        category=("",) * len(frame),
+        stimulus_id=("",) * len(frame),
+        features=({},) * len(frame),
+    )
+    trials = TrialReader(recording, split=split, recipe=recipe, rule=rule).read(moments, part=part)
+    both = np.concatenate([trials.baseline, trials.response], axis=-1)
+    return Windows(dff=both[trials.valid][:count], active=trials.active[trials.valid][:count])
+
+
+def pretrain(
+    *,
+    train: Windows,
+    validation: Windows,
+    config: ModelConfig,
+    loop: LoopConfig,
+    report: Report,
+    batch: int = 32,
+    checkpoint: Path | None = None,
+) -> Pretrained:
+    """Train a masked quantising auto-encoder and freeze it."""
+    torch.manual_seed(loop.seed)
+    scale = float(np.median(train.dff.std(axis=1))) or 1.0
+    network = Autoencoder(config)
+    data = torch.from_numpy(train.dff / np.float32(scale)).clamp(-CLIP, CLIP)
+    active = torch.from_numpy(train.active)
+    beta = float((~train.active).sum() / max(int(train.active.sum()), 1))
+    held = torch.from_numpy(validation.dff / np.float32(scale)).clamp(-CLIP, CLIP)
+    # Validation masks are drawn once, so that epochs are compared on the same task.
+    generator = torch.Generator().manual_seed(loop.seed)
+    held_masks = torch.rand(len(held), config.patches, generator=generator) < config.mask_probability
+
+    def losses(epoch: int) -> Iterator[Tensor]:
+        for rows in in_batches(torch.randperm(len(data)), batch):
+            made = network(data[rows])
+            target = to_patches(data[rows], patch_frames=config.patch_frames)
+            # beta is capped: at 5 % active it would be 19, and a single batch would swing with its active rows.
+            yield made.quantization.loss + reconstruction_loss(
+                made.patches, target, masked=made.masked, active=active[rows], beta=min(beta, 4.0)
+            )
+
+    def validate() -> float:
+        total = 0.0
+        for rows in in_batches(torch.arange(len(held)), 1024):
+            made = network(held[rows], held_masks[rows])
+            target = to_patches(held[rows], patch_frames=config.patch_frames)
+            none = torch.zeros(len(rows), dtype=torch.bool)
+            total += float(reconstruction_loss(made.patches, target, masked=made.masked, active=none)) * len(rows)
+        return total / len(held)
+
+    result = run_loop(
+        stage="pre-training", network=network, config=loop, losses=losses, validate=validate, report=report,
+        checkpoint=checkpoint, fingerprint=f"pretrain {config} {loop} n={len(data)} scale={scale:.6g}",
+    )  # fmt: skip
+    frozen = network.freeze()
+    return Pretrained(
+        config=config,
+        autoencoder=frozen,
+        signal_scale=scale,
+        code_patch=mean_code_patches(frozen, data, config=config),
+        result=result,
+    )
+
+
+@torch.no_grad()
+def mean_code_patches(autoencoder: FrozenAutoencoder, data: Tensor, *, config: ModelConfig) -> Tensor:
+    """Mean patch ``[K, frames]`` of the windows ``[n, 160]`` that each code stood for; zeros for an unused code."""
+    total = torch.zeros(config.codes, config.patch_frames)
+    count = torch.zeros(config.codes)
+    for rows in in_batches(data, 1024):
+        codes = autoencoder.codes(rows, patch_frames=config.patch_frames).flatten()
+        patches = to_patches(rows, patch_frames=config.patch_frames).flatten(0, 1)
+        total.index_add_(0, codes, patches)
+        count += torch.bincount(codes, minlength=config.codes)
+    return total / count.clamp_min(1.0)[:, None]

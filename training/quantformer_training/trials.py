@@ -1,0 +1,231 @@
+"""Trials: windows of a recording around moments, real onsets and pseudo-onsets alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantformer.labels import LabelRule, active, evoked_area, label_frames
+from quantformer.recording import Recording
+from quantformer.signal import (
+    SignalRecipe,
+    hold_missing,
+    needs_interpolation,
+    onset_frames,
+    window_on_grid,
+    write_baseline,
+)
+from quantformer.vocabulary import NOTHING, ONGOING
+from quantformer_training.splits import Split
+
+#: A window whose F0 is below this share of the neuron's median training fluorescence is rejected.
+F0_FLOOR = 0.1
+#: Categories that are epochs rather than presentations: nothing begins in them.
+EPOCHS = frozenset({"spontaneous"})
+#: Pseudo-onsets keep this many frames from the presentation's true onset.
+PSEUDO_DISTANCE = 16
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Moments:
+    """Onset frames at which a question is asked, with what is known of each.
+
+    ``frame`` int64 ``(n,)``; ``trial`` int64 ``(n,)`` is the row of the stimulus table it belongs to (-1: none);
+    ``pseudo`` bool ``(n,)`` marks moments at which nothing begins.
+    """
+
+    frame: NDArray[np.int64]
+    trial: NDArray[np.int64]
+    pseudo: NDArray[np.bool_]
+    category: tuple[str, ...]
+    stimulus_id: tuple[str, ...]
+    features: tuple[Mapping[str, float], ...]
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def select(self, index: NDArray[np.intp]) -> Moments:
+        """The moments at ``index``."""
+        return Moments(
+            frame=self.frame[index],
+            trial=self.trial[index],
+            pseudo=self.pseudo[index],
+            category=tuple(self.category[i] for i in index),
+            stimulus_id=tuple(self.stimulus_id[i] for i in index),
+            features=tuple(self.features[i] for i in index),
+        )
+
+
+def real_moments(recording: Recording) -> Moments:
+    """One moment a presentation; epochs (spontaneous activity) have none."""
+    table = recording.stimuli
+    keep = np.flatnonzero([name not in EPOCHS for name in table.category])
+    frame = onset_frames(recording.timestamps_s, table.onset_s[keep])
+    return Moments(
+        frame=frame,
+        trial=keep.astype(np.int64),
+        pseudo=np.zeros(len(keep), bool),
+        category=tuple(table.category[i] for i in keep),
+        stimulus_id=tuple(table.stimulus_id[i] for i in keep),
+        features=tuple(table.features_of(int(i)) for i in keep),
+    )
+
+
+def pseudo_moments(recording: Recording, frames: NDArray[np.int64], *, recipe: SignalRecipe) -> Moments:
+    """Moments at those of ``frames`` where nothing begins: no onset in ``[f - 16, f + 64)``.
+
+    Inside a presentation the category is ``ongoing:<category>`` with its features; elsewhere it is ``nothing``.
+    """
+    real = real_moments(recording)
+    end_s = recording.stimuli.onset_s + recording.stimuli.duration_s
+    chosen, trials, categories, features = [], [], [], []
+    for frame in np.asarray(frames, dtype=np.int64):
+        near = np.searchsorted(real.frame, [frame - PSEUDO_DISTANCE + 1, frame + recipe.response_frames])
+        if near[1] > near[0]:
+            continue
+        before = int(np.searchsorted(real.frame, frame, side="right")) - 1
+        trial = int(real.trial[before]) if before >= 0 else -1
+        blank = before >= 0 and real.features[before].get("blank", 0.0) == 1.0
+        ongoing = trial >= 0 and recording.timestamps_s[frame] < end_s[trial] and not blank
+        chosen.append(frame)
+        trials.append(trial)
+        categories.append(ONGOING + real.category[before] if ongoing else NOTHING)
+        features.append(real.features[before] if ongoing else {})
+    return Moments(
+        frame=np.array(chosen, np.int64),
+        trial=np.array(trials, np.int64),
+        pseudo=np.ones(len(chosen), bool),
+        category=tuple(categories),
+        stimulus_id=tuple(categories),
+        features=tuple(features),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trials:
+    """Windows of one recording at moments, all neurons: what training, validation and tests read.
+
+    ``baseline`` dF/F float32 ``(n, neurons, 96)`` and ``response`` dF/F ``(n, neurons, 64)``, both over the F0 of the
+    full baseline; ``f0`` float64, ``valid`` and ``active`` bool ``(n, neurons)``; ``rejected`` counts what was left
+    out by reason (neuron windows, except *window outside the part*, which counts moments).
+    """
+
+    moments: Moments
+    baseline: NDArray[np.float32]
+    response: NDArray[np.float32]
+    f0: NDArray[np.float64]
+    valid: NDArray[np.bool_]
+    active: NDArray[np.bool_]
+    rejected: Mapping[str, int]
+
+
+class TrialReader:
+    """Cuts trials out of one recording; the same guards and label for every part of it."""
+
+    def __init__(self, recording: Recording, *, split: Split, recipe: SignalRecipe, rule: LabelRule) -> None:
+        self.recording, self.split, self.recipe, self.rule = recording, split, recipe, rule
+        self.trace = recording.corrected()
+        self.interpolated = needs_interpolation(recording.rate_hz)
+        training = np.concatenate([self.trace[low:high] for low, high in split.train])
+        self.f0_minimum = F0_FLOOR * np.maximum(np.nanmedian(training, axis=0).astype(np.float64), 0.0)
+        self._pseudo = (0.0, 1.0) if rule.definition != "evoked" else self._pseudo_distribution()
+
+    def read(self, moments: Moments, *, part: str) -> Trials:
+        """Trials at those moments whose whole window lies in ``part``."""
+        recipe = self.recipe
+        margin = int(np.ceil(self.recording.rate_hz / recipe.rate_hz)) if self.interpolated else 1
+        start, stop = moments.frame - recipe.baseline_frames * margin, moments.frame + recipe.response_frames * margin
+        inside = self.split.inside(part, start, stop)
+        moments = moments.select(np.flatnonzero(inside))
+        n, neurons = len(moments), self.recording.neurons
+        baseline = np.zeros((n, neurons, recipe.baseline_frames), np.float32)
+        response = np.zeros((n, neurons, recipe.response_frames), np.float32)
+        f0, valid = np.zeros((n, neurons)), np.zeros((n, neurons), bool)
+        for i in range(n):
+            f0[i], valid[i] = self.write(moments, i, out=baseline[i])
+            # In the same float32 arithmetic as the baseline.
+            divisor = np.where(valid[i], f0[i], 1.0).astype(np.float32)
+            response[i] = (self._after(moments, i) / divisor - np.float32(1.0)).T
+        whole = np.isfinite(response).all(-1)
+        rejected = {
+            "window outside the part": int((~inside).sum()),
+            "F0 at or below its minimum, or baseline not finite": int((~valid).sum()),
+            "response not finite": int((valid & ~whole).sum()),
+        }
+        valid &= whole
+        response[~valid] = 0.0
+        return Trials(
+            moments=moments,
+            baseline=baseline,
+            response=response,
+            f0=f0,
+            valid=valid,
+            active=self._labels(moments, baseline, response) & valid,
+            rejected=rejected,
+        )
+
+    def write(
+        self, moments: Moments, i: int, *, out: NDArray[np.float32], missing: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Write the baseline of one moment, ``missing`` frames (bool ``(96,)``) held and kept out of F0."""
+        window = self._before(moments, i)
+        observed = None
+        if missing is not None and missing.any():
+            observed = ~missing
+            window = hold_missing(window, observed)
+        return write_baseline(window, recipe=self.recipe, out=out, f0_minimum=self.f0_minimum, observed=observed)
+
+    def _before(self, moments: Moments, i: int) -> NDArray[np.float32]:
+        frame = int(moments.frame[i])
+        if not self.interpolated:
+            return self.trace[frame - self.recipe.baseline_frames : frame]
+        reach = int(np.ceil((self.recipe.baseline_frames / self.recipe.rate_hz) * self.recording.rate_hz)) + 2
+        near = slice(max(frame - reach, 0), frame)
+        return window_on_grid(
+            self.trace[near],
+            timestamps_s=self.recording.timestamps_s[near],
+            onset_s=float(self.recording.timestamps_s[frame]),
+            recipe=self.recipe,
+        )
+
+    def _after(self, moments: Moments, i: int) -> NDArray[np.float32]:
+        frame = int(moments.frame[i])
+        if not self.interpolated:
+            return self.trace[frame : frame + self.recipe.response_frames]
+        stamps = self.recording.timestamps_s
+        grid = stamps[frame] + np.arange(self.recipe.response_frames) / self.recipe.rate_hz
+        right = np.clip(np.searchsorted(stamps, grid), 1, len(stamps) - 1)
+        weight = (grid - stamps[right - 1]) / (stamps[right] - stamps[right - 1])
+        weight = np.clip(weight, 0.0, 1.0).astype(np.float32)[:, None]
+        after: NDArray[np.float32] = self.trace[right - 1] * (1 - weight) + self.trace[right] * weight
+        return after
+
+    def _labels(
+        self, moments: Moments, baseline: NDArray[np.float32], response: NDArray[np.float32]
+    ) -> NDArray[np.bool_]:
+        labels = np.zeros(response.shape[:2], bool)
+        for name in set(moments.category):
+            rows = np.array([category == name for category in moments.category])
+            labels[rows] = active(
+                self.rule,
+                baseline=baseline[rows],
+                response=response[rows],
+                frames=label_frames(name.removeprefix(ONGOING)),
+                pseudo_mean=self._pseudo[0],
+                pseudo_sd=self._pseudo[1],
+            )
+        return labels
+
+    def _pseudo_distribution(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and standard deviation a neuron of the evoked area at training pseudo-onsets, one every 30 frames."""
+        frames = np.concatenate([np.arange(low, high, 30) for low, high in self.split.train])
+        self._pseudo = (0.0, 1.0)
+        trials = self.read(pseudo_moments(self.recording, frames, recipe=self.recipe), part="train")
+        area = evoked_area(
+            trials.baseline, trials.response, frames=label_frames(""), decay_frames=self.rule.decay_frames
+        )
+        area[~trials.valid] = np.nan
+        return np.nanmean(area, axis=0), np.maximum(np.nanstd(area, axis=0), 1e-9)
