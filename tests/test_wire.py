@@ -330,8 +330,8 @@ def test_the_roi_map_hash_sees_order_and_borders() -> None:
 def test_the_document_names_every_type_field_code_and_bit() -> None:
     words = {f"`{member.name}`" for member in wire.MessageType} | {f"`{code}`" for code in ErrorCode}
     words |= {f"`{bit.name}`" for bit in [*wire.Flags, *wire.Validity, *wire.Phase, *wire.Asked]}
-    nested = [wire.Rule, wire.SignalDeclaration, wire.Stimulus, wire.SessionStatus]
-    words |= {f"`{name}`" for body in [*BODIES, *nested] for name in body.__struct_fields__}
+    nested: list[type[msgspec.Struct]] = [wire.Rule, wire.SignalDeclaration, wire.Stimulus, wire.SessionStatus]
+    words |= {f"`{name}`" for body in (*BODIES, *nested) for name in body.__struct_fields__}
     assert sorted(word for word in words if word not in DOC) == []
     for member in wire.MessageType:
         assert f"| {member.value} | `{member.name}` |" in DOC
