@@ -186,7 +186,6 @@ def test_regressions_beat_rates_where_the_baseline_tells() -> None:
 
 
 @settings(max_examples=8, deadline=None)
-@settings(deadline=None)
 @given(st.integers(0, 2**31))
 def test_labels_shuffled_within_neuron_and_stimulus_teach_nothing(seed: int) -> None:
     rng = np.random.default_rng(seed)

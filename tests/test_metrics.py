@@ -117,7 +117,6 @@ def test_neuron_by_stimulus_groups() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(-2, 2), st.floats(-1.5, 2.5))
 def test_calibration_is_the_maximum_likelihood(seed: int, intercept: float, slope: float) -> None:
     rng = np.random.default_rng(seed)
