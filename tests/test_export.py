@@ -13,26 +13,16 @@ from quantformer.bundle import load_bundle
 from quantformer.config import ModelConfig
 from quantformer.errors import BundleError
 from quantformer.forecaster import Forecaster
-from quantformer_training.export import GraphInputs, check_parity, export_graph, run_graph
+from quantformer_training.export import GraphInputs, check_parity, example_inputs, export_graph, run_graph
 
-
-def _inputs(*, neurons: int, stimuli: int, rows: int, d: int) -> GraphInputs:
-    rng = np.random.default_rng(rows)
-    return GraphInputs(
-        baseline=rng.normal(0, 0.3, (neurons, 96)).astype(np.float32),
-        neuron=rng.normal(0, 1, (neurons, 2, d)).astype(np.float32),
-        stimulus=rng.normal(0, 1, (stimuli, 2, d)).astype(np.float32),
-        row_neuron=rng.integers(0, neurons, rows),
-        row_stimulus=rng.integers(0, stimuli, rows),
-    )
+CONFIG = ModelConfig(d=16, layers=2, heads=2, codes=8)
 
 
 @pytest.fixture(scope="module")
 def forecaster() -> Forecaster:
     torch.manual_seed(1)
-    config = ModelConfig(d=16, layers=2, heads=2, codes=8)
-    teacher = Autoencoder(config).freeze()
-    return Forecaster(config, teacher=teacher, signal_scale=0.3, code_patch=torch.randn(8, 16))
+    teacher = Autoencoder(CONFIG).freeze()
+    return Forecaster(CONFIG, teacher=teacher, signal_scale=0.3, code_patch=torch.randn(8, 16))
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +32,12 @@ def graph(forecaster: Forecaster) -> bytes:
 
 @pytest.mark.parametrize(("neurons", "stimuli", "rows"), [(1, 1, 1), (1, 3, 3), (5, 1, 5), (40, 8, 320)])
 def test_onnx_agrees_with_torch(forecaster: Forecaster, graph: bytes, neurons: int, stimuli: int, rows: int) -> None:
-    parity = check_parity(forecaster, graph, _inputs(neurons=neurons, stimuli=stimuli, rows=rows, d=16))
+    parity = check_parity(forecaster, graph, example_inputs(CONFIG, neurons=neurons, stimuli=stimuli, rows=rows))
     assert parity.rows == rows
 
 
 def test_a_row_does_not_depend_on_the_others(graph: bytes) -> None:
-    inputs = _inputs(neurons=6, stimuli=3, rows=12, d=16)
+    inputs = example_inputs(CONFIG, neurons=6, stimuli=3, rows=12)
     together = run_graph(graph, inputs)
     alone = GraphInputs(
         baseline=inputs.baseline,
@@ -62,10 +52,9 @@ def test_a_row_does_not_depend_on_the_others(graph: bytes) -> None:
 
 def test_parity_refuses_another_network(graph: bytes) -> None:
     torch.manual_seed(2)
-    config = ModelConfig(d=16, layers=2, heads=2, codes=8)
-    other = Forecaster(config, teacher=Autoencoder(config).freeze(), signal_scale=0.3, code_patch=torch.randn(8, 16))
+    other = Forecaster(CONFIG, teacher=Autoencoder(CONFIG).freeze(), signal_scale=0.3, code_patch=torch.randn(8, 16))
     with pytest.raises(BundleError, match="differ"):
-        check_parity(other, graph, _inputs(neurons=3, stimuli=2, rows=6, d=16))
+        check_parity(other, graph, example_inputs(CONFIG, neurons=3, stimuli=2, rows=6))
 
 
 def test_the_graph_names_no_place_on_the_exporting_machine(tiny_bundle_path: Path) -> None:

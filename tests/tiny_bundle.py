@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from quantformer.bundle import Bundle, Vectors, write_bundle
+from quantformer.config import TUNING_QUANTITIES
 from quantformer.manifest import Calibration, Interval, Label, LeadSkill, Manifest, StimulusSpec
 from quantformer.signal import SignalRecipe
 from quantformer.vocabulary import NOTHING, ONGOING, StimulusRecipe
@@ -37,7 +38,7 @@ def write_tiny_bundle(path: Path, *, neuron_ids: tuple[str, ...] = NEURONS, seed
         config, teacher=teacher, signal_scale=0.2, code_patch=torch.randn(config.codes, config.patch_frames)
     )
     graph = export_graph(forecaster)
-    parity = check_parity(forecaster, graph, example_inputs(frames=config.baseline_frames, d=config.d))
+    parity = check_parity(forecaster, graph, example_inputs(config))
     rng = np.random.default_rng(seed)
     recipe = StimulusRecipe.covering([GRATING, ONGOING + GRATING, NOTHING], ["direction_deg"])
     stimuli = {
@@ -51,6 +52,8 @@ def write_tiny_bundle(path: Path, *, neuron_ids: tuple[str, ...] = NEURONS, seed
         unknown=rng.normal(0, 0.5, (2, d)).astype(np.float32),
         stimulus_weight=rng.normal(0, 0.3, (recipe.width, 2, d)).astype(np.float32),
         stimulus_id=rng.normal(0, 0.3, (8, 2, d)).astype(np.float32),
+        tuning=rng.normal(0, 0.1, (n, TUNING_QUANTITIES, recipe.tuning_width + 8)).astype(np.float32),
+        population_tuning=rng.normal(0, 0.1, (TUNING_QUANTITIES, recipe.tuning_width + 8)).astype(np.float32),
         f0_minimum=np.full(n, 1.0),
         f0_range=np.tile([50.0, 2000.0], (n, 1)),
         noise_range=np.tile([0.0, 1.0], (n, 1)),

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from quantformer.config import TUNING_QUANTITIES
 from quantformer.errors import BundleError
 from quantformer.manifest import Manifest, parse_manifest, render_manifest
 from quantformer.signal import SignalRecipe
@@ -33,8 +34,9 @@ LARGEST_FILE = 2 << 30
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Vectors:
-    """What the graph is given: ``neuron`` float32 ``(n, 2, d)``, ``unknown`` ``(2, d)``, ``stimulus_weight``
-    ``(width, 2, d)``, ``stimulus_id`` ``(ids, 2, d)``; per neuron, in fluorescence units, ``f0_minimum`` (below it a
+    """What the graph is given. Learned: ``neuron`` float32 ``(n, 2, d)``, ``unknown`` ``(2, d)``, ``stimulus_weight``
+    ``(width, 2, d)``, ``stimulus_id`` ``(ids, 2, d)``. Regressed: ``tuning`` ``(n, 9, tuning features)`` and
+    ``population_tuning`` ``(9, tuning features)``. Per neuron, in fluorescence units, ``f0_minimum`` (below it a
     window is rejected) and ``f0_range`` ``(n, 2)`` and ``noise_range`` ``(n, 2)`` as training saw them.
     """
 
@@ -42,6 +44,8 @@ class Vectors:
     unknown: NDArray[np.float32]
     stimulus_weight: NDArray[np.float32]
     stimulus_id: NDArray[np.float32]
+    tuning: NDArray[np.float32]
+    population_tuning: NDArray[np.float32]
     f0_minimum: NDArray[np.float64]
     f0_range: NDArray[np.float64]
     noise_range: NDArray[np.float64]
@@ -99,16 +103,19 @@ class Bundle:
                 f"{len(strangers)} of {len(ids)} neurons are not in bundle {self.hash[:12]}: {', '.join(strangers[:5])}"
                 f"{' ...' if len(strangers) > 5 else ''}; extend the bundle, or ask for unknown neurons to be marked"
             )
-        vectors = np.where(known[:, None, None], self._vectors.neuron[rows], self._vectors.unknown)
+        learned = np.where(known[:, None, None], self._vectors.neuron[rows], self._vectors.unknown)
+        tuning = np.where(known[:, None, None], self._vectors.tuning[rows], self._vectors.population_tuning)
+        # Both tasks are told the same tuning, behind their own learned vectors.
+        tuning = np.broadcast_to(tuning.reshape(len(rows), 1, -1), (len(rows), 2, tuning[0].size if len(rows) else 0))
         return NeuronRows(
-            vectors=np.ascontiguousarray(vectors, dtype=np.float32),
+            vectors=np.ascontiguousarray(np.concatenate([learned, tuning], axis=2), dtype=np.float32),
             known=known,
             f0_minimum=np.where(known, self._vectors.f0_minimum[rows], 0.0),
             f0_range=np.where(known[:, None], self._vectors.f0_range[rows], np.nan),
         )
 
     def stimulus(self, stimulus_id: str) -> NDArray[np.float32]:
-        """Vectors ``(2, d)`` of a stimulus of the bundle.
+        """Vectors ``(2, stimulus width)`` of a stimulus of the bundle.
 
         Raises:
             BundleError: the id is not in the bundle.
@@ -119,20 +126,25 @@ class Bundle:
                 f"stimulus {stimulus_id!r} is not in bundle {self.hash[:12]}; "
                 f"known: {', '.join(sorted(self.manifest.stimuli)[:12])}"
             )
-        vectors = self.stimulus_from_features(category=spec.category, features=spec.features)
-        if spec.id_row is not None:
-            vectors = vectors + self._vectors.stimulus_id[spec.id_row]
-        return vectors
+        return self._stimulus(category=spec.category, features=spec.features, id_row=spec.id_row)
 
     def stimulus_from_features(self, *, category: str, features: Mapping[str, float]) -> NDArray[np.float32]:
-        """Vectors ``(2, d)`` of a stimulus that is described rather than named: ``W . features`` without an id.
+        """Vectors ``(2, stimulus width)`` of a stimulus that is described rather than named: no id of its own.
 
         Raises:
             DataError: a category or feature that training did not see.
         """
-        encoded = self.manifest.stimulus_recipe.encode(category=category, features=features)
-        vectors: NDArray[np.float32] = np.tensordot(encoded, self._vectors.stimulus_weight, axes=1).astype(np.float32)
-        return vectors
+        return self._stimulus(category=category, features=features, id_row=None)
+
+    def _stimulus(self, *, category: str, features: Mapping[str, float], id_row: int | None) -> NDArray[np.float32]:
+        recipe, ids = self.manifest.stimulus_recipe, len(self._vectors.stimulus_id)
+        encoded = recipe.encode(category=category, features=features)
+        learned = np.tensordot(encoded, self._vectors.stimulus_weight, axes=1)
+        if id_row is not None:
+            learned = learned + self._vectors.stimulus_id[id_row]
+        row = np.array([-1 if id_row is None else id_row])
+        tuning = recipe.tuning_features(encoded[None], id_row=row, ids=ids)
+        return np.concatenate([learned, np.repeat(tuning, 2, axis=0)], axis=1).astype(np.float32)
 
     def probability(self, logit: NDArray[np.float32]) -> NDArray[np.float32]:
         """Calibrated activation probability of the graph's logits, any shape."""
@@ -169,6 +181,8 @@ class Bundle:
             unknown=old.unknown,
             stimulus_weight=old.stimulus_weight,
             stimulus_id=old.stimulus_id,
+            tuning=np.concatenate([old.tuning, vectors.tuning]),
+            population_tuning=old.population_tuning,
             f0_minimum=np.concatenate([old.f0_minimum, vectors.f0_minimum]),
             f0_range=np.concatenate([old.f0_range, vectors.f0_range]),
             noise_range=np.concatenate([old.noise_range, vectors.noise_range]),
@@ -256,11 +270,14 @@ def _parse_vectors(content: bytes, *, manifest: Manifest, source: Path) -> Vecto
         raise BundleError(f"{source} is not a safetensors file: {error}") from None
     n, d, width = len(manifest.neuron_ids), manifest.d, manifest.stimulus_recipe.width
     ids = 1 + max((spec.id_row for spec in manifest.stimuli.values() if spec.id_row is not None), default=-1)
+    tuned = manifest.stimulus_recipe.tuning_width + ids
     expected: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
         "neuron": ((n, 2, d), np.float32),
         "unknown": ((2, d), np.float32),
         "stimulus_weight": ((width, 2, d), np.float32),
         "stimulus_id": ((ids, 2, d), np.float32),
+        "tuning": ((n, TUNING_QUANTITIES, tuned), np.float32),
+        "population_tuning": ((TUNING_QUANTITIES, tuned), np.float32),
         "f0_minimum": ((n,), np.float64),
         "f0_range": ((n, 2), np.float64),
         "noise_range": ((n, 2), np.float64),

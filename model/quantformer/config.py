@@ -8,6 +8,10 @@ from types import MappingProxyType
 
 from quantformer.errors import UsageError
 
+#: What is known of a neuron and stimulus beforehand: the rate of active responses, and mean dF/F in bins of the response.
+TUNING_BINS = 8
+TUNING_QUANTITIES = 1 + TUNING_BINS
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:

@@ -1,7 +1,10 @@
 """Downstream: activation and response from a baseline, a neuron and a stimulus (paper section 3.4).
 
-Each task has its own copy of the pre-trained encoder and its own [NEURON] and [STIM] vectors. `ServingGraph` is the
-whole of it as one function of data, which is what a bundle holds.
+Each task has its own copy of the pre-trained encoder and its own [NEURON] and [STIM] vectors. Beyond the paper, each
+question also carries its *tuning*: what this neuron did after this stimulus in training (rate of active responses, mean
+response), from a regularised regression. With six trials a neuron and stimulus, vectors learned by gradient do not find
+this; without it the network is behind a table of rates. `ServingGraph` is the whole as one function of data, which is
+what a bundle holds.
 """
 
 from __future__ import annotations
@@ -13,12 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from quantformer.autoencoder import Encoder, FrozenAutoencoder
-from quantformer.config import ModelConfig
+from quantformer.config import TUNING_BINS, TUNING_QUANTITIES, ModelConfig
 from quantformer.patches import to_patches
 
 #: Index of each task's vectors in arrays of shape ``[..., 2, d]``.
 ACTIVATION: Final = 0
 FORECAST: Final = 1
+#: dF/F beyond this many times the signal scale is clipped: one broken window must not own the loss or the answer.
+CLIP: Final = 40.0
 
 
 class ActivationNetwork(nn.Module):
@@ -29,14 +34,17 @@ class ActivationNetwork(nn.Module):
         self.config = config
         self.encoder = encoder
         self.cls_token = nn.Parameter(torch.randn(config.d) * 0.02)
+        self.tuning = nn.Linear(TUNING_QUANTITIES, config.d)
         self.head = nn.Linear(config.d, 1)
+        self.tuning_head = nn.Linear(TUNING_QUANTITIES, 1, bias=False)
 
-    def forward(self, baseline: Tensor, neuron: Tensor, stimulus: Tensor) -> Tensor:
-        """Logits ``[B]`` from ``[B, 96]``, ``[B, d]`` and ``[B, d]``."""
+    def forward(self, baseline: Tensor, neuron: Tensor, stimulus: Tensor, tuning: Tensor) -> Tensor:
+        """Logits ``[B]`` from ``[B, 96]``, ``[B, d]``, ``[B, d]`` and ``[B, TUNING_QUANTITIES]``."""
         tokens = self.encoder.embedding(to_patches(baseline, patch_frames=self.config.patch_frames))
         cls_token = self.cls_token.expand(tokens.shape[0], 1, -1)
+        stimulus = stimulus + self.tuning(tuning)
         sequence = torch.cat([cls_token, neuron[:, None], stimulus[:, None], tokens], dim=1)
-        logit: Tensor = self.head(self.encoder.transformer(sequence)[:, 0])[:, 0]
+        logit: Tensor = (self.head(self.encoder.transformer(sequence)[:, 0]) + self.tuning_head(tuning))[:, 0]
         return logit
 
 
@@ -50,15 +58,18 @@ class ResponseNetwork(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = encoder
+        self.tuning = nn.Linear(TUNING_QUANTITIES, config.d)
+        self.bin_tuning = nn.Linear(TUNING_BINS // config.response_patches, config.d)
         self.head = nn.Sequential(nn.Linear(config.d, 2 * config.d), nn.GELU(), nn.Linear(2 * config.d, config.codes))
 
-    def forward(self, baseline: Tensor, neuron: Tensor, stimulus: Tensor) -> Tensor:
-        """Code logits ``[B, 10, K]`` from ``[B, 96]``, ``[B, d]`` and ``[B, d]``."""
+    def forward(self, baseline: Tensor, neuron: Tensor, stimulus: Tensor, tuning: Tensor) -> Tensor:
+        """Code logits ``[B, 10, K]`` from ``[B, 96]``, ``[B, d]``, ``[B, d]`` and ``[B, TUNING_QUANTITIES]``."""
         embedding = self.encoder.embedding
+        stimulus = stimulus + self.tuning(tuning)
         tokens = embedding(to_patches(baseline, patch_frames=self.config.patch_frames))
-        masks = (self.encoder.mask_token + embedding.position[self.config.baseline_patches :]).expand(
-            tokens.shape[0], -1, -1
-        )
+        # Each response patch is told the mean response in its own bins.
+        bins = tuning[:, 1:].reshape(tuning.shape[0], self.config.response_patches, -1)
+        masks = self.encoder.mask_token + embedding.position[self.config.baseline_patches :] + self.bin_tuning(bins)
         sequence = torch.cat([neuron[:, None], stimulus[:, None], tokens, masks], dim=1)
         logits: Tensor = self.head(self.encoder.transformer(sequence)[:, 2:])
         return logits
@@ -115,10 +126,13 @@ class ServingGraph(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """``logit [B]``, ``response [B, 64]`` in dF/F and ``spread [B]`` in dF/F."""
         model = self.forecaster
-        rows = baseline[row_neuron] / model.signal_scale
+        d = model.config.d
+        rows = (baseline[row_neuron] / model.signal_scale).clamp(-CLIP, CLIP)
         of_neuron, of_stimulus = neuron[row_neuron], stimulus[row_stimulus]
-        logit = model.activation(rows, of_neuron[:, ACTIVATION], of_stimulus[:, ACTIVATION])
-        code_logits = model.response(rows, of_neuron[:, FORECAST], of_stimulus[:, FORECAST])
+        coefficients = of_neuron[:, ACTIVATION, d:].reshape(row_neuron.shape[0], TUNING_QUANTITIES, -1)
+        tuning = (coefficients * of_stimulus[:, None, ACTIVATION, d:]).sum(-1)
+        logit = model.activation(rows, of_neuron[:, ACTIVATION, :d], of_stimulus[:, ACTIVATION, :d], tuning)
+        code_logits = model.response(rows, of_neuron[:, FORECAST, :d], of_stimulus[:, FORECAST, :d], tuning)
         return logit, model.decode(code_logits), model.spread(code_logits)
 
 

@@ -56,6 +56,25 @@ class StimulusRecipe:
         """What each number of an encoded stimulus is."""
         return (*(f"category={name}" for name in self.categories), *self._GRATING, *self.image_features)
 
+    @property
+    def tuning_width(self) -> int:
+        """Length of `tuning_features` less the stimulus ids."""
+        return len(self.categories) * (1 + self.width - len(self.categories))
+
+    def tuning_features(
+        self, encoded: NDArray[np.float32], *, id_row: NDArray[np.int64], ids: int
+    ) -> NDArray[np.float32]:
+        """Encoded stimuli ``(n, width)`` with a constant, apart by category, and an indicator an id:
+        ``(n, tuning_width + ids)``. ``id_row`` int64 ``(n,)`` is -1 where a stimulus has no id.
+
+        A neuron's tuning is linear in these, so a category's coefficients are its own.
+        """
+        indicator, rest = np.split(encoded, [len(self.categories)], axis=-1)
+        with_constant = np.concatenate([np.ones_like(rest[..., :1]), rest], axis=-1)
+        apart = indicator[..., :, None] * with_constant[..., None, :]
+        known = id_row[:, None] == np.arange(ids)
+        return np.concatenate([apart.reshape(len(encoded), -1), known], axis=1).astype(np.float32)
+
     @classmethod
     def covering(cls, categories: Sequence[str], feature_names: Sequence[str]) -> StimulusRecipe:
         """The recipe for these categories; features outside the grating vocabulary are taken as image descriptors."""

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from quantformer.forecaster import CLIP
 from quantformer.signal import SignalRecipe
 from quantformer.tokens import UNKNOWN
 from quantformer.vocabulary import StimulusRecipe
-from quantformer_training.pretrain import CLIP
 from quantformer_training.trials import Moments, TrialReader, Trials
 
 #: Longest number of last frames withheld in training.
@@ -32,6 +32,12 @@ class Vocabulary:
         row_of = {name: row for row, name in enumerate(self.stimulus_ids)}
         return np.array([row_of.get(name, UNKNOWN) for name in moments.stimulus_id], np.int64)
 
+    def tuning_features(self, moments: Moments) -> NDArray[np.float32]:
+        """What a neuron's tuning is linear in, ``(n, tuning features)``."""
+        return self.recipe.tuning_features(
+            self.encoded(moments), id_row=self.id_rows(moments), ids=len(self.stimulus_ids)
+        )
+
     def encoded(self, moments: Moments) -> NDArray[np.float32]:
         """Features ``(n, width)`` of each moment's stimulus."""
         if not len(moments):
@@ -43,7 +49,8 @@ class Vocabulary:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Examples:
     """Rows for the networks. ``baseline`` ``[B, 96]`` and ``trace`` ``[B, 160]`` (baseline without lead or gaps, and
-    response) are dF/F over the signal scale; ``response`` ``[B, 64]`` is dF/F; ``moment`` indexes the trials' moments.
+    response) are dF/F over the signal scale; ``response`` ``[B, 64]`` is dF/F; ``tuning`` ``[B, 9]`` is what
+    is known of the neuron and stimulus, ``population_tuning`` of the mean neuron; ``moment`` indexes the trials' moments.
     """
 
     baseline: Tensor
@@ -53,6 +60,8 @@ class Examples:
     neuron: Tensor
     features: Tensor
     stimulus: Tensor
+    tuning: Tensor
+    population_tuning: Tensor
     moment: Tensor
 
     def select(self, rows: Tensor) -> Examples:
@@ -69,10 +78,22 @@ class Examples:
 
 
 class ExampleSource:
-    """Examples of the trials of one recording; a reader, its trials and the vocabulary, kept together."""
+    """Examples of the trials of one recording; a reader, its trials and the vocabulary, kept together.
 
-    def __init__(self, reader: TrialReader, trials: Trials, *, vocabulary: Vocabulary, signal_scale: float) -> None:
+    ``tuning`` is ``(n, neurons, 9)`` and ``(n, 9)``: out of fold for trials that the tuning was fitted on.
+    """
+
+    def __init__(
+        self,
+        reader: TrialReader,
+        trials: Trials,
+        *,
+        vocabulary: Vocabulary,
+        signal_scale: float,
+        tuning: tuple[NDArray[np.float32], NDArray[np.float32]],
+    ) -> None:
         self.reader, self.trials, self.signal_scale = reader, trials, signal_scale
+        self.tuning, self.population_tuning = tuning
         row_of = {name: row for row, name in enumerate(vocabulary.neuron_ids)}
         self.neuron = np.array([row_of.get(name, UNKNOWN) for name in reader.recording.neuron_ids], np.int64)
         self.features = vocabulary.encoded(trials.moments)
@@ -110,6 +131,8 @@ class ExampleSource:
             neuron=torch.from_numpy(self.neuron[neuron]),
             features=torch.from_numpy(self.features[trial]),
             stimulus=torch.from_numpy(self.stimulus[trial]),
+            tuning=torch.from_numpy(self.tuning[trial, neuron]),
+            population_tuning=torch.from_numpy(self.population_tuning[trial]),
             moment=torch.from_numpy(trial),
         )
 

@@ -12,6 +12,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
+from quantformer.config import TUNING_QUANTITIES, ModelConfig
 from quantformer.errors import BundleError
 from quantformer.forecaster import Forecaster, ServingGraph
 from quantformer.manifest import Parity
@@ -37,15 +38,17 @@ class GraphInputs:
         return {name: getattr(self, name) for name in INPUTS}
 
 
-def example_inputs(*, frames: int, d: int, rows: int = 6, seed: int = 0) -> GraphInputs:
-    """Random inputs of the right shapes: ``rows`` questions about three neurons and two stimuli."""
+def example_inputs(
+    config: ModelConfig, *, neurons: int = 3, stimuli: int = 2, rows: int = 6, features: int = 5, seed: int = 0
+) -> GraphInputs:
+    """Random inputs of the right shapes: ``rows`` questions about some neurons and stimuli."""
     rng = np.random.default_rng(seed)
     return GraphInputs(
-        baseline=rng.normal(0, 0.2, (3, frames)).astype(np.float32),
-        neuron=rng.normal(0, 0.5, (3, 2, d)).astype(np.float32),
-        stimulus=rng.normal(0, 0.5, (2, 2, d)).astype(np.float32),
-        row_neuron=rng.integers(0, 3, rows),
-        row_stimulus=rng.integers(0, 2, rows),
+        baseline=rng.normal(0, 0.2, (neurons, config.baseline_frames)).astype(np.float32),
+        neuron=rng.normal(0, 0.5, (neurons, 2, config.d + TUNING_QUANTITIES * features)).astype(np.float32),
+        stimulus=rng.normal(0, 0.5, (stimuli, 2, config.d + features)).astype(np.float32),
+        row_neuron=rng.integers(0, neurons, rows),
+        row_stimulus=rng.integers(0, stimuli, rows),
     )
 
 
@@ -53,8 +56,10 @@ def export_graph(forecaster: Forecaster) -> bytes:
     """The serving graph as ONNX bytes, float32, with N, S and B dynamic."""
     config = forecaster.config
     graph = ServingGraph(forecaster).eval()
-    example = example_inputs(frames=config.baseline_frames, d=config.d)
+    example = example_inputs(config)
     n, s, b = (torch.export.Dim(name, min=1) for name in ("N", "S", "B"))
+    # The tuning's width differs between bundles of one network, so it stays free too.
+    f = torch.export.Dim("F", min=1)
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         # The exporter's own deprecations are not this project's to mend.
@@ -64,7 +69,13 @@ def export_graph(forecaster: Forecaster) -> bytes:
             tuple(torch.from_numpy(array) for array in example.named().values()),
             input_names=list(INPUTS),
             output_names=list(OUTPUTS),
-            dynamic_shapes=({0: n}, {0: n}, {0: s}, {0: b}, {0: b}),
+            dynamic_shapes=(
+                {0: n},
+                {0: n, 2: config.d + TUNING_QUANTITIES * f},
+                {0: s, 2: config.d + f},
+                {0: b},
+                {0: b},
+            ),
             dynamo=True,
             external_data=False,
             verbose=False,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from quantformer.forecaster import Forecaster
+from quantformer.forecaster import ACTIVATION, FORECAST, Forecaster
 from quantformer.losses import activation_loss, code_loss
 from quantformer.tokens import UNKNOWN, TaskTokens
 from quantformer_training.examples import Examples, ExampleSource, Vocabulary
@@ -54,14 +54,9 @@ class TrainedModel:
         return Prediction(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
     def _predict(self, rows: Examples) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
-        activation, forecast = self.tokens
         model = self.forecaster.eval()
-        logit = model.activation(
-            rows.baseline, activation.neuron(rows.neuron), activation.stimulus(rows.features, rows.stimulus)
-        )
-        codes = model.response(
-            rows.baseline, forecast.neuron(rows.neuron), forecast.stimulus(rows.features, rows.stimulus)
-        )
+        logit = ask_activation(model, self.tokens[ACTIVATION], rows)
+        codes = ask_codes(model, self.tokens[FORECAST], rows)
         return {"logit": logit.numpy(), "response": model.decode(codes).numpy(), "spread": model.spread(codes).numpy()}
 
 
@@ -98,20 +93,8 @@ def finetune(
     tokens = (_tokens(vocabulary, d=pretrained.config.d), _tokens(vocabulary, d=pretrained.config.d))
     held = [validation.at_lead(lead) for lead in VALIDATION_LEADS]
 
-    def activation_of(rows: Examples) -> Tensor:
-        logit: Tensor = forecaster.activation(
-            rows.baseline, tokens[0].neuron(rows.neuron), tokens[0].stimulus(rows.features, rows.stimulus)
-        )
-        return logit
-
-    def codes_of(rows: Examples) -> Tensor:
-        logits: Tensor = forecaster.response(
-            rows.baseline, tokens[1].neuron(rows.neuron), tokens[1].stimulus(rows.features, rows.stimulus)
-        )
-        return logits
-
     def forecast_loss(rows: Examples) -> Tensor:
-        logits = codes_of(rows)
+        logits = ask_codes(forecaster, tokens[FORECAST], rows)
         with torch.no_grad():
             target = forecaster.teacher.codes(rows.trace, patch_frames=pretrained.config.patch_frames)
         error = (forecaster.decode(logits) - rows.response) / forecaster.signal_scale
@@ -124,17 +107,19 @@ def finetune(
     tasks: tuple[tuple[str, nn.Module, LoopConfig, Callable[[Examples], Tensor], Callable[[Examples], Tensor]], ...] = (
         (
             "activation",
-            nn.ModuleList([forecaster.activation, tokens[0]]),
+            nn.ModuleList([forecaster.activation, tokens[ACTIVATION]]),
             config.activation,
-            lambda rows: activation_loss(activation_of(rows), rows.active),
-            lambda rows: activation_loss(activation_of(rows), rows.active),
+            lambda rows: activation_loss(ask_activation(forecaster, tokens[ACTIVATION], rows), rows.active),
+            lambda rows: activation_loss(ask_activation(forecaster, tokens[ACTIVATION], rows), rows.active),
         ),
         (
             "forecast",
-            nn.ModuleList([forecaster.response, tokens[1]]),
+            nn.ModuleList([forecaster.response, tokens[FORECAST]]),
             config.forecast,
             forecast_loss,
-            lambda rows: (forecaster.decode(codes_of(rows)) - rows.response).square().mean(),
+            lambda rows: (
+                (forecaster.decode(ask_codes(forecaster, tokens[FORECAST], rows)) - rows.response).square().mean()
+            ),
         ),
     )
     for stage, network, loop, loss, criterion in tasks:
@@ -155,6 +140,20 @@ def finetune(
     if forecaster.teacher.codebook.digest() != digest:
         raise AssertionError("the frozen codebook changed during fine-tuning")
     return TrainedModel(forecaster=forecaster, tokens=tokens, vocabulary=vocabulary, results=(results[0], results[1]))
+
+
+def ask_activation(model: Forecaster, tokens: TaskTokens, rows: Examples) -> Tensor:
+    """Activation logits ``[B]``."""
+    stimulus = tokens.stimulus(rows.features, rows.stimulus)
+    logit: Tensor = model.activation(rows.baseline, tokens.neuron(rows.neuron), stimulus, rows.tuning)
+    return logit
+
+
+def ask_codes(model: Forecaster, tokens: TaskTokens, rows: Examples) -> Tensor:
+    """Code logits ``[B, 10, K]``."""
+    stimulus = tokens.stimulus(rows.features, rows.stimulus)
+    logits: Tensor = model.response(rows.baseline, tokens.neuron(rows.neuron), stimulus, rows.tuning)
+    return logits
 
 
 def _tokens(vocabulary: Vocabulary, *, d: int) -> TaskTokens:
@@ -183,10 +182,16 @@ def _batches(
         neuron=torch.where(unknown, UNKNOWN, rows.neuron),
         stimulus=torch.where(denied, UNKNOWN, rows.stimulus),
         features=torch.where(denied[:, None], 0.0, rows.features),
+        tuning=torch.where(denied[:, None], 0.0, torch.where(unknown[:, None], rows.population_tuning, rows.tuning)),
     )
     for index in in_batches(torch.from_numpy(rng.permutation(len(rows))), config.batch):
         yield rows.select(index)
 
 
 def _without_stimulus(rows: Examples) -> Examples:
-    return replace(rows, stimulus=torch.full_like(rows.stimulus, UNKNOWN), features=torch.zeros_like(rows.features))
+    return replace(
+        rows,
+        stimulus=torch.full_like(rows.stimulus, UNKNOWN),
+        features=torch.zeros_like(rows.features),
+        tuning=torch.zeros_like(rows.tuning),
+    )

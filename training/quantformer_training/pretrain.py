@@ -14,6 +14,7 @@ from torch import Tensor
 from quantformer.autoencoder import Autoencoder, FrozenAutoencoder
 from quantformer.config import ModelConfig
 from quantformer.errors import RecordingError
+from quantformer.forecaster import CLIP
 from quantformer.labels import LabelRule
 from quantformer.losses import reconstruction_loss
 from quantformer.patches import to_patches
@@ -22,9 +23,6 @@ from quantformer.signal import SignalRecipe
 from quantformer_training.loop import LoopConfig, LoopResult, Report, in_batches, run_loop
 from quantformer_training.splits import Split
 from quantformer_training.trials import Moments, TrialReader
-
-#: dF/F beyond this many times the signal scale is clipped: one broken window must not own the loss.
-CLIP = 40.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,0 +1,113 @@
+"""What validation decides after training: probabilities, intervals, thresholds, and the skill left at each lead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from quantformer.activation_metrics import auroc_within, log_loss
+from quantformer.manifest import Calibration, Interval, LeadSkill
+from quantformer_training.examples import Examples, ExampleSource
+from quantformer_training.finetune import TrainedModel
+
+#: Leads in frames at which calibration is fitted, all together, and at which the bundle states its skill.
+LEADS = (0, 1, 2, 3, 5, 7, 10)
+INTERVAL_LEVEL = 0.8
+#: False triggers a minute for which the bundle states a threshold.
+FALSE_A_MINUTE = (1, 2, 5)
+#: Weight of the pull towards no recalibration, in rows: a small validation set must not invent a slope.
+_PRIOR_ROWS = 20.0
+
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Calibrated:
+    """Everything a bundle takes from validation."""
+
+    calibration: Calibration
+    interval: Interval
+    thresholds: dict[str, float]
+    skill_by_lead: list[LeadSkill]
+
+
+def calibrate(model: TrainedModel, validation: ExampleSource, *, seconds: float) -> Calibrated:
+    """Fit on the validation part; ``seconds`` is how long it lasts, for rates of false triggers."""
+    by_lead = [(lead, validation.at_lead(lead)) for lead in LEADS]
+    predictions = [(lead, rows, model.predict(rows)) for lead, rows in by_lead]
+    logit = np.concatenate([made.logit for _, _, made in predictions])
+    active = np.concatenate([rows.active.numpy() for _, rows, _ in predictions])
+    calibration = fit_calibration(logit, active)
+    first, made = by_lead[0][1], predictions[0][2]
+    return Calibrated(
+        calibration=calibration,
+        interval=fit_interval(made.response, first.response.numpy(), spread=made.spread),
+        thresholds=fit_thresholds(probability(made.logit, calibration), first.active.numpy(), seconds=seconds),
+        skill_by_lead=[
+            _skill(lead, rows, probability(made.logit, calibration), made.response) for lead, rows, made in predictions
+        ],
+    )
+
+
+def probability(logit: NDArray[np.float32], calibration: Calibration) -> NDArray[np.float64]:
+    """Calibrated probability in float64."""
+    scaled = logit.astype(np.float64) / calibration.temperature + calibration.bias
+    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * scaled)))
+
+
+def fit_calibration(logit: NDArray[np.float32], active: NDArray[np.bool_]) -> Calibration:
+    """Temperature and bias with the lowest log-loss, pulled weakly towards 1 and 0; within [0.25, 4] and [-2, 2]."""
+
+    def objective(parameters: Floats) -> float:
+        made = Calibration(temperature=float(np.exp(parameters[0])), bias=float(parameters[1]))
+        pull = _PRIOR_ROWS / len(active) * float(np.square(parameters).sum())
+        return log_loss(probability(logit, made), active) + pull
+
+    bounds = [(-np.log(4.0), np.log(4.0)), (-2.0, 2.0)]
+    best = minimize(objective, np.zeros(2), method="L-BFGS-B", bounds=bounds)
+    return Calibration(temperature=float(np.exp(best.x[0])), bias=float(best.x[1]))
+
+
+def fit_interval(
+    predicted: NDArray[np.float32], actual: NDArray[np.float32], *, spread: NDArray[np.float32], pool: int = 16
+) -> Interval:
+    """Quantiles of the error over ``spread + floor``, pooled over ``pool`` frames; the central 80 %.
+
+    ``floor`` is the median absolute error, so that a forecast sure of itself still has the noise around it.
+    """
+    error = (actual - predicted).astype(np.float64)
+    floor = float(np.median(np.abs(error)))
+    relative = error / (spread.astype(np.float64) + floor)[:, None]
+    tail = (1.0 - INTERVAL_LEVEL) / 2
+    pooled = relative.reshape(len(relative), -1, pool)
+    low, high = np.quantile(pooled, [tail, 1.0 - tail], axis=(0, 2))
+    return Interval(
+        level=INTERVAL_LEVEL, floor=floor, low=np.repeat(low, pool).tolist(), high=np.repeat(high, pool).tolist()
+    )
+
+
+def fit_thresholds(predicted: NDArray[np.float64], active: NDArray[np.bool_], *, seconds: float) -> dict[str, float]:
+    """``default`` has the best F1 on validation; ``false_per_minute_k`` is the lowest with at most k false a minute."""
+    order = np.argsort(-predicted, kind="stable")
+    hits, false = np.cumsum(active[order]), np.cumsum(~active[order])
+    f1 = 2.0 * hits / np.maximum(hits + false + active.sum(), 1)
+    thresholds = {"default": float(predicted[order[int(np.argmax(f1))]])}
+    for rate in FALSE_A_MINUTE:
+        allowed = np.flatnonzero(false <= rate * seconds / 60.0)
+        thresholds[f"false_per_minute_{rate}"] = float(predicted[order[allowed[-1]]]) if len(allowed) else 1.0
+    return thresholds
+
+
+def _skill(lead: int, rows: Examples, predicted: NDArray[np.float64], response: NDArray[np.float32]) -> LeadSkill:
+    active, neuron = rows.active.numpy(), rows.neuron.numpy()
+    within = auroc_within(predicted, active, groups=neuron)
+    error = np.square(response - rows.response.numpy())
+    return LeadSkill(
+        lead=lead,
+        log_loss=log_loss(predicted, active),
+        auroc_within_neuron=None if np.isnan(within.mean) else within.mean,
+        mse=float(error.mean()),
+    )
