@@ -52,6 +52,22 @@ class Settings:
         "auto", help="execution provider; auto takes CUDA where it runs, else the CPU", choices=("auto", "cpu", "cuda")
     )
     threads: int = _setting(1, unit="threads", help="threads of one inference on the CPU", low=1, high=256)
+    reorder_frames: int = _setting(
+        8, unit="frames", help="after which one that is missing is not waited for any more", low=0, high=64
+    )
+    history_s: float = _setting(
+        10.0, unit="s", help="frames kept beyond a window, for onsets that are told late", low=0.0, high=120.0
+    )
+    sessions: int = _setting(8, unit="sessions", help="open at one time", low=1, high=256)
+    session_idle_s: float = _setting(
+        600.0, unit="s", help="idle time after which a session makes way for a new one", low=1.0, high=86400.0
+    )
+    indicator_tau_s: float = _setting(
+        0.7, unit="s", help="decay time constant of the indicator after stimulation", low=0.01, high=30.0
+    )
+    decay_constants: float = _setting(
+        5.0, unit="tau", help="time constants that a stimulated neuron stays invalid", low=0.0, high=100.0
+    )
     max_body_bytes: int = _setting(
         4_194_304, unit="bytes", help="largest HTTP body or WebSocket message that is read", low=1024, high=1 << 30
     )
@@ -63,6 +79,9 @@ class Settings:
     )
     predict_rows: int = _setting(4096, unit="rows", help="most neurons x stimuli of one stateless predict", low=1)
     predict_queue: int = _setting(8, unit="requests", help="stateless predicts that wait before 429", low=1, high=1024)
+    predict_timeout_s: float = _setting(
+        30.0, unit="s", help="longest time of one stateless predict", low=0.1, high=600.0
+    )
     request_timeout_s: float = _setting(
         5.0, unit="s", help="longest wait of the gateway for the engine's answer", low=0.01, high=600.0
     )

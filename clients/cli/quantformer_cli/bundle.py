@@ -1,0 +1,62 @@
+"""`quantformer bundle verify|show DIR`: is a bundle whole, and what is in it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quantformer_cli.main import Parser, Subparsers, add_verb
+
+if TYPE_CHECKING:
+    from quantformer.bundle import Bundle
+
+
+def add_parser(subparsers: Subparsers[Parser]) -> Parser:
+    """Add the verb."""
+    parser = add_verb(
+        subparsers,
+        "bundle",
+        about="Verify that a bundle is whole and unaltered, or show what it holds.",
+        example="quantformer bundle verify bundles/mouse-7",
+    )
+    parser.add_argument("action", choices=["verify", "show"], help="verify: check every file; show: print what is in it")
+    parser.add_argument("directory", type=Path, metavar="DIR", help="the bundle's directory")
+    parser.add_argument("--json", action="store_true", help="show: print the manifest itself")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load the bundle, which verifies it, and say what was found."""
+    from quantformer.bundle import load_bundle
+
+    bundle = load_bundle(args.directory)
+    if args.action == "verify":
+        print(f"{args.directory}: whole, bundle {bundle.hash}")
+    elif args.json:
+        print(json.dumps(json.loads((args.directory / "manifest.json").read_bytes()), indent=2))
+    else:
+        show(bundle)
+    return 0
+
+
+def show(bundle: Bundle) -> None:
+    """Print the manifest's main facts, one a line."""
+    manifest, recipe = bundle.manifest, bundle.recipe
+    rows = [
+        ("bundle", bundle.hash),
+        ("schema", manifest.schema),
+        ("neurons", f"{len(manifest.neuron_ids)}: {_some(manifest.neuron_ids)}"),
+        ("stimuli", f"{len(manifest.stimuli)}: {_some(tuple(manifest.stimuli))}"),
+        ("window", f"{recipe.baseline_frames} frames before, {recipe.response_frames} after, at {recipe.rate_hz:g} Hz"),
+        ("phases", ", ".join(sorted(bundle.phases))),
+        *((f"provenance {key}", value) for key, value in sorted(manifest.provenance.items())),
+    ]
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name.ljust(width)}  {value}")
+
+
+def _some(names: tuple[str, ...], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (" ..." if len(names) > most else "")

@@ -1,0 +1,175 @@
+"""An optogenetics controller's side: poll or watch predictions, set rules, hold the trigger's lease."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Literal, Self
+
+from quantformer_client import wire
+from quantformer_client.connection import Connection
+from quantformer_client.errors import ErrorCode, ServiceError, SessionLostError
+from quantformer_client.transport import Subscriber
+
+Event = wire.Answer | wire.Decision
+
+
+class Controller:
+    """Commands and watches one session from one thread.
+
+    ``session`` None takes the one session that is open. The trigger stays armed only while `heartbeat` is called more
+    often than its lease lasts; there is no thread that does so for a program that hangs.
+    """
+
+    def __init__(
+        self,
+        *,
+        session: int | None = None,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        pub_port: int = 7412,
+        over: Literal["zmq", "tcp"] = "zmq",
+        token: str = "",
+    ) -> None:
+        self.connection = Connection(host=host, port=port, over=over, token=token, client="controller")
+        self._host, self._pub_port = host, pub_port
+        self._lease = 0
+        try:
+            self.session = self._only() if session is None else session
+            self.description = self.connection.ask(wire.Describe(), expect=wire.Description, session=self.session)
+        except BaseException:
+            self.connection.close()
+            raise
+
+    def _only(self) -> int:
+        sessions = self.status().sessions
+        if len(sessions) != 1:
+            found = ", ".join(f"{one.session} ({one.subject})" for one in sessions) or "none"
+            raise ServiceError(ErrorCode.NO_SESSION, f"found open sessions: {found}; expected one, or give its id")
+        return sessions[0].session
+
+    def status(self) -> wire.Status:
+        """What the engine is doing."""
+        return self.connection.ask(wire.GetStatus(), expect=wire.Status)
+
+    def standing(
+        self,
+        stimuli: Sequence[str | wire.Stimulus],
+        *,
+        rois: Sequence[str] | None = None,
+        detail: Literal["forecast", "probability"] = "forecast",
+    ) -> int:
+        """Ask after every frame what would follow if one of ``stimuli`` came now; the question's id."""
+        described = [wire.Stimulus(stimulus_id=one) if isinstance(one, str) else one for one in stimuli]
+        body = wire.Standing(stimuli=described, rois=None if rois is None else list(rois), detail=detail)
+        return self.connection.ask(body, expect=wire.Accepted, session=self.session).question
+
+    def clear_standing(self, question: int) -> None:
+        """End a standing question."""
+        self._accept(wire.ClearStanding(question=question))
+
+    def poll(self, question: int = 0) -> wire.Answer | None:
+        """The latest answer, to one question or to any (0); None while there is none."""
+        try:
+            return self.connection.ask(wire.Poll(question=question), expect=wire.Answer, session=self.session)
+        except ServiceError as error:
+            if error.code == ErrorCode.NO_ANSWER_YET:
+                return None
+            raise
+
+    def watch(self) -> Watch:
+        """Subscribe to the session's answers and decisions."""
+        return Watch(host=self._host, port=self._pub_port, session=self.session)
+
+    def set_rule(self, rule: wire.Rule) -> None:
+        """Add a rule, or replace the one of that name."""
+        self._accept(wire.SetRule(rule=rule))
+
+    def remove_rule(self, name: str) -> None:
+        """Remove a rule."""
+        self._accept(wire.RemoveRule(rule=name))
+
+    def rules(self) -> list[wire.Rule]:
+        """The session's rules."""
+        return self.connection.ask(wire.ListRules(), expect=wire.Rules, session=self.session).rules
+
+    def arm(self, *, lease_s: float = 2.0) -> wire.Trigger:
+        """Arm the trigger for ``lease_s`` seconds from now."""
+        return self._trigger(wire.Arm(lease_s=lease_s))
+
+    def heartbeat(self) -> wire.Trigger:
+        """Renew the lease that `arm` began."""
+        return self._trigger(wire.Heartbeat(lease=self._lease))
+
+    def disarm(self) -> wire.Trigger:
+        """Disarm; also the way out of an emergency stop."""
+        return self._trigger(wire.Disarm())
+
+    def stop(self, reason: str = "") -> None:
+        """Emergency stop: nothing fires until `disarm`, then `arm`."""
+        self._accept(wire.Stop(reason=reason))
+
+    def trigger(self) -> wire.Trigger:
+        """The trigger's state, and what it did."""
+        return self._trigger(wire.GetTrigger())
+
+    def close(self) -> None:
+        """Let go of the connection; the session and the lease go on without this client."""
+        self.connection.close()
+
+    def _accept(self, body: wire.Body) -> None:
+        self.connection.ask(body, expect=wire.Accepted, session=self.session)
+
+    def _trigger(self, body: wire.Body) -> wire.Trigger:
+        trigger = self.connection.ask(body, expect=wire.Trigger, session=self.session)
+        self._lease = trigger.lease
+        return trigger
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Watch:
+    """A subscription to answers and decisions, of one session or (None) of all."""
+
+    def __init__(self, *, host: str = "127.0.0.1", port: int = 7412, session: int | None = None) -> None:
+        self._session = session
+        self._subscriber = Subscriber(host=host, port=port, session=session)
+
+    def next(self, timeout_s: float) -> Event | None:
+        """The next answer or decision; None if there is none within the time.
+
+        Raises:
+            SessionLostError: the session ended without being closed, or the engine says that it stops.
+        """
+        end = time.perf_counter() + timeout_s
+        while (data := self._subscriber.receive(max(0.0, end - time.perf_counter()))) is not None:
+            body = wire.decode(data).body
+            if isinstance(body, wire.Answer | wire.Decision):
+                return body
+            if isinstance(body, wire.SessionLost | wire.Bye) and self._session is not None:
+                raise SessionLostError(ErrorCode.SESSION_LOST, f"session {self._session} ended: {body.reason}")
+        return None
+
+    def events(self, *, idle_s: float) -> Iterator[Event]:
+        """Every answer and decision, until none comes for ``idle_s`` seconds."""
+        while (event := self.next(idle_s)) is not None:
+            yield event
+
+    def close(self) -> None:
+        """End the subscription."""
+        self._subscriber.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
