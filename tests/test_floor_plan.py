@@ -1,9 +1,11 @@
 """The floor plan of docs/architecture.md, where a linter cannot see: what is in memory, and what may be named at all."""
 
 import json
+import os
 import subprocess
 import sys
 from importlib.resources import files
+from pathlib import Path
 
 import grimp
 import pytest
@@ -86,3 +88,19 @@ def test_the_client_brings_its_four_packages_and_no_other() -> None:
     )
     assert "quantformer_client" in whole
     assert whole - four - sys.stdlib_module_names <= {"quantformer_client"}
+
+
+@pytest.mark.parametrize("first", ["quantformer_training.export", "quantformer_service.inference"])
+def test_onnxruntime_phones_nobody(tiny_bundle_path: Path, tmp_path: Path, first: str) -> None:
+    """Its telemetry would leave an identifier in the home directory as soon as it is imported."""
+    environment = {name: value for name, value in os.environ.items() if name not in {"CI", "ORT_DISABLE_TELEMETRY"}}
+    program = (
+        f"import {first}, onnxruntime\n"
+        f"onnxruntime.InferenceSession({str(tiny_bundle_path / 'model.onnx')!r}, providers=['CPUExecutionProvider'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False,
+        env={**environment, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
