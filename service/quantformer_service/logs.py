@@ -42,3 +42,5 @@ def configure(*, form: str, level: str, process: str) -> None:
         text = f"%(asctime)s %(levelname)-7s {process}: %(message)s"
         handler.setFormatter(logging.Formatter(text, datefmt="%H:%M:%S"))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    for chatty in ("httpx", "httpcore", "uvicorn.error", "asyncio"):  # a line a request or a step is not news
+        logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))

@@ -42,7 +42,7 @@ class Program:
     module: str
 
 
-#: In the order in which they start, each when the one before it is ready; they end in the same order.
+#: They start together and wait for each other; they end in this order.
 PROGRAMS = (
     Program(name="engine", module="quantformer_service.engine"),
     Program(name="gateway", module="quantformer_service.gateway"),
@@ -111,8 +111,8 @@ class Supervisor:
 
     def _supervise(self) -> int:
         """Start and restart until a signal arrives; returns its number."""
-        waiting = deque(self._children)
-        self._start(waiting.popleft())
+        for child in self._children:
+            self._start(child)
         told = False
         while True:
             due = [child.restart_at for child in self._children if child.restart_at is not None]
@@ -130,9 +130,7 @@ class Supervisor:
             if kind == "ready":
                 child.facts = value
                 _log.info("%s is ready", child.program.name)
-                if waiting:
-                    self._start(waiting.popleft())
-                elif not told and all(one.facts for one in self._children):
+                if not told and all(one.facts for one in self._children):
                     told = True
                     self._on_ready({one.program.name: one.facts for one in self._children})
             elif kind == "exit":
