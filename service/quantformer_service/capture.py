@@ -1,0 +1,121 @@
+"""From a session's window to a slot: which frames a question reads, and what is known of them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantformer.bundle import Bundle
+from quantformer_client.wire import ErrorCode
+from quantformer_service.declaration import Declared
+from quantformer_service.inference import Slot
+from quantformer_service.questions import Question
+from quantformer_service.refusal import Refusal
+from quantformer_service.window import FrameWindow
+
+#: Longest stretch of frames in a window, and most of them, that may be missing before an answer counts as degraded:
+#: what training saw. The lead is counted apart.
+LONGEST_GAP, MOST_MISSING = 8, 10
+#: Relative difference of declared and measured rate beyond which answers count as degraded.
+RATE_TOLERANCE = 0.05
+
+
+def frames_before(bundle: Bundle, declared: Declared) -> int:
+    """Frames before an onset that its window reads."""
+    recipe = bundle.recipe
+    if not declared.interpolated:
+        return recipe.baseline_frames
+    return math.ceil(recipe.baseline_frames / recipe.rate_hz * declared.opened.rate_hz) + 2
+
+
+def check_reach(window: FrameWindow, *, onset: int, declared: Declared, bundle: Bundle) -> None:
+    """Refuse an onset frame whose window begins before the frames held.
+
+    Raises:
+        Refusal: it does; the code says whether waiting helps.
+    """
+    # Interpolation needs no fixed number of frames; `capture` looks at their stamps.
+    first = onset - (2 if declared.interpolated else frames_before(bundle, declared))
+    if first >= window.oldest:
+        return
+    found = (
+        f"the window of onset frame {onset} begins at frame {first}, frames are held from {window.oldest} on, "
+        f"the last is {window.last}"
+    )
+    if onset > window.last:
+        raise Refusal(ErrorCode.WINDOW_NOT_READY, f"{found}; wait until enough frames have been received")
+    raise Refusal(ErrorCode.ONSET_BEFORE_BUFFER, f"{found}; ask sooner after the onset")
+
+
+def capture(question: Question, slot: Slot, *, window: FrameWindow, declared: Declared, bundle: Bundle) -> None:
+    """Copy the question's window into a slot, and note its lineage.
+
+    Frames right before the onset that are not there yet (the lead) hold the last value and count as not observed, as the
+    trials of training do it.
+
+    Raises:
+        Refusal: the frames are not, or no longer, there.
+    """
+    if window.empty:
+        raise Refusal(ErrorCode.WINDOW_NOT_READY, "the acquisition ended before the question could be answered")
+    if question.onset_frame is None:
+        assert question.onset_s is not None
+        question.onset_frame = window.frame_at(question.onset_s)
+    onset = question.onset_frame
+    anchor_s = window.stamp_of(onset)
+    if question.onset_s is None:
+        question.onset_s = anchor_s
+    check_reach(window, onset=onset, declared=declared, bundle=bundle)
+    first, stop = onset - frames_before(bundle, declared), min(onset, window.last + 1)
+    if declared.interpolated:
+        first = max(first, window.oldest)
+    kept, lead = stop - first, onset - stop
+    if kept < 2:
+        raise Refusal(
+            ErrorCode.WINDOW_NOT_READY, f"the last frame is {window.last}, the onset frame {onset}: nothing to read"
+        )
+    values, stamps, observed = window.view(first, stop)
+    if declared.interpolated:
+        _check_stamps(stamps[observed], anchor_s=anchor_s, bundle=bundle)
+    rows = kept if declared.interpolated else kept + lead
+    room = slot.room(rows, window.neurons)
+    room[:kept] = values
+    room[kept:] = values[-1]
+    slot.stamps = stamps.copy()
+    slot.observed = np.zeros(rows, np.bool_)
+    slot.observed[:kept] = observed
+    slot.interpolated, slot.anchor_s = declared.interpolated, anchor_s
+    slot.neuron, slot.f0_minimum = declared.neurons.vectors, declared.neurons.f0_minimum
+    slot.stimulus = question.stimuli.vectors
+    count = len(question.stimuli.labels)
+    slot.row_neuron = np.tile(question.rois, count)
+    slot.row_stimulus = np.repeat(np.arange(count), len(question.rois))
+    slot.forecast, slot.question = question.forecast, question
+    question.first_frame, question.last_frame = first, stop - 1
+    question.last_frame_s = float(stamps[-1])
+    question.received_ns = window.received_ns(stop - 1)
+    question.lead = lead
+    missing = ~observed
+    question.held = int(np.count_nonzero(missing)) + lead
+    rate_is_off = abs(window.period_s * declared.opened.rate_hz - 1) > RATE_TOLERANCE
+    question.degraded = rate_is_off or lead > bundle.manifest.longest_lead or _full_of_holes(missing)
+
+
+def _check_stamps(stamps: NDArray[np.float64], *, anchor_s: float, bundle: Bundle) -> None:
+    grid_s = anchor_s - bundle.recipe.baseline_frames / bundle.recipe.rate_hz
+    if len(stamps) < 2 or stamps[0] > grid_s:
+        found = f"{stamps[0]:.3f} s" if len(stamps) else "nowhere"
+        raise Refusal(
+            ErrorCode.WINDOW_NOT_READY,
+            f"the window begins at {grid_s:.3f} s, the clean frames at {found}; wait until enough have been received",
+        )
+
+
+def _full_of_holes(missing: NDArray[np.bool_]) -> bool:
+    if not missing.any():
+        return False
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], missing, [False]]).astype(np.int8)))
+    longest = int((edges[1::2] - edges[::2]).max())
+    return longest > LONGEST_GAP or int(np.count_nonzero(missing)) > MOST_MISSING

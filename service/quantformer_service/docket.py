@@ -1,0 +1,270 @@
+"""The questions of one session: those that wait for frames, those that stand, and the answers kept for polls."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantformer.bundle import Bundle
+from quantformer_client import wire
+from quantformer_client.wire import ErrorCode
+from quantformer_service.capture import check_reach, frames_before
+from quantformer_service.declaration import Declared
+from quantformer_service.engine_settings import SessionLimits
+from quantformer_service.questions import HORIZON_S, Alternatives, PhaseTracker, Question, alternatives
+from quantformer_service.refusal import Refusal
+from quantformer_service.stream import Peer
+from quantformer_service.window import FrameWindow
+
+#: Answers to onset questions that are kept for POLL, besides the latest of each standing question.
+_ANSWERS_KEPT = 8
+#: Should frames stop, a question without a deadline is answered from what is there this many s after its onset.
+_PATIENCE_S = 1.0
+
+
+@dataclass(kw_only=True, eq=False)
+class Standing:
+    """A standing question, and the last frame for which it was asked (-1: none)."""
+
+    number: int
+    stimuli: Alternatives
+    rois: NDArray[np.int64]
+    forecast: bool
+    baseline: bool
+    asked_frame: int = -1
+
+
+class Docket:
+    """Questions about ``window``; counts go to ``counters``. ``phases`` hears of every onset that is told."""
+
+    def __init__(
+        self,
+        *,
+        declared: Declared,
+        bundle: Bundle,
+        window: FrameWindow,
+        limits: SessionLimits,
+        phases: PhaseTracker,
+        counters: Counter[str],
+    ) -> None:
+        self._declared, self._bundle, self._window, self._limits = declared, bundle, window, limits
+        self._phases, self._counters = phases, counters
+        self._standing: dict[int, Standing] = {}
+        self._answers: deque[wire.Answer] = deque(maxlen=_ANSWERS_KEPT)
+        self._latest: dict[int, wire.Answer] = {}
+        self._newest: wire.Answer | None = None
+        self.pending: list[Question] = []
+
+    @property
+    def standing(self) -> list[int]:
+        """Ids of the standing questions."""
+        return list(self._standing)
+
+    def ask(self, onset: wire.Onset, *, number: int, peer: Peer | None, request: int, now_ns: int) -> None:
+        """Take an onset question; it is pending until `due` returns it.
+
+        Raises:
+            Refusal: it contradicts itself, names what is not known, or lies where there is or will be no window.
+        """
+        if onset.onset_frame is not None and onset.onset_s is not None:
+            raise Refusal(
+                ErrorCode.BAD_QUESTION, "ONSET has both onset_frame and onset_s; give one, or neither for now"
+            )
+        if len(self.pending) >= self._limits.pending:
+            raise Refusal(
+                ErrorCode.QUEUE_FULL, f"{len(self.pending)} onset questions are pending already; wait for their answers"
+            )
+        stimuli, rois = self._asked(onset)
+        window, frame = self._window, onset.onset_frame
+        if window.empty:
+            raise Refusal(ErrorCode.WINDOW_NOT_READY, "no frame has been received; send frames, then ask")
+        onset_s = None if onset.onset_s is None else onset.onset_s + onset.display_latency_s
+        now = frame is None and onset_s is None
+        if now:
+            frame = window.last + 1
+        moment_s = window.stamp_of(frame) if frame is not None else onset_s
+        assert moment_s is not None
+        ahead_s = moment_s - window.last_s
+        # Both: a frame number far ahead must not reach float arithmetic alone.
+        if ahead_s > HORIZON_S or (frame is not None and frame > window.last + HORIZON_S / window.period_s):
+            raise Refusal(
+                ErrorCode.ONSET_TOO_FAR,
+                f"the onset lies {ahead_s:.2f} s after the last frame; at most {HORIZON_S:g} s are taken: ask later",
+            )
+        onset_frame = frame if frame is not None else window.frame_at(moment_s)
+        check_reach(window, onset=onset_frame, declared=self._declared, bundle=self._bundle)
+        deadline_ns = 0 if onset.within_s is None else now_ns + int(onset.within_s * 1e9)
+        duration_s = onset.duration_s
+        if duration_s is None:
+            duration_s = self._bundle.recipe.response_frames / self._bundle.recipe.rate_hz
+        self._phases.began(moment_s, duration_s=duration_s, blank=stimuli.blank)
+        self.pending.append(
+            Question(
+                number=number,
+                asked=wire.Asked.NOW if now else wire.Asked.ANNOUNCED,
+                stimuli=stimuli,
+                rois=rois,
+                forecast=onset.detail == "forecast",
+                baseline=onset.baseline,
+                onset_frame=frame,
+                onset_s=onset_s,
+                deadline_ns=deadline_ns,
+                expires_ns=deadline_ns or now_ns + int((max(0.0, ahead_s) + _PATIENCE_S) * 1e9),
+                peer=peer,
+                request=request,
+            )
+        )
+        self._counters["onset_questions"] += 1
+
+    def stand(self, asked: wire.Standing, *, number: int) -> None:
+        """Take a standing question.
+
+        Raises:
+            Refusal: too many of them, or it names what is not known.
+        """
+        if len(self._standing) >= self._limits.standing:
+            raise Refusal(
+                ErrorCode.QUEUE_FULL,
+                f"{len(self._standing)} standing questions are set, the most there may be; clear one",
+            )
+        stimuli, rois = self._asked(asked)
+        self._standing[number] = Standing(
+            number=number, stimuli=stimuli, rois=rois, forecast=asked.detail == "forecast", baseline=asked.baseline
+        )
+
+    def clear(self, number: int) -> None:
+        """End a standing question.
+
+        Raises:
+            Refusal: there is none of that number.
+        """
+        if self._standing.pop(number, None) is None:
+            raise Refusal(ErrorCode.UNKNOWN_QUESTION, f"standing question {number} is not there; DESCRIBE lists them")
+        self._latest.pop(number, None)
+
+    def restart(self) -> None:
+        """An acquisition began: frame numbers may begin anew."""
+        for standing in self._standing.values():
+            standing.asked_frame = -1
+
+    def take_pending(self) -> list[Question]:
+        """All pending questions, which are so no more."""
+        taken, self.pending = self.pending, []
+        return taken
+
+    def due(self, *, now_ns: int, expected_ns: int) -> list[Question]:
+        """Take out the pending questions that wait for nothing more, first come first.
+
+        A question is due when the frame before its onset is there, or when the time that inference is expected to take
+        is all that is left until its deadline.
+        """
+        ready: list[Question] = []
+        waiting: list[Question] = []
+        for question in self.pending:
+            if question.onset_frame is not None:
+                arrived = self._window.last >= question.onset_frame - 1
+            else:
+                assert question.onset_s is not None
+                arrived = self._window.ready_at(question.onset_s)
+            (ready if arrived or now_ns >= question.expires_ns - expected_ns else waiting).append(question)
+        self.pending = waiting
+        for question in ready:
+            question.window_ready_ns = now_ns
+        return ready
+
+    def next_deadline_ns(self) -> int | None:
+        """The earliest moment at which a pending question must be answered, frames or not."""
+        return min((question.expires_ns for question in self.pending), default=None)
+
+    def next_standing(self, *, now_ns: int) -> Question | None:
+        """The standing question that has waited longest, as a question for the frame after the newest; None if none."""
+        window = self._window
+        if not self._standing or window.empty:
+            return None
+        if window.last + 1 - frames_before(self._bundle, self._declared) < window.oldest:
+            return None
+        standing = min(self._standing.values(), key=lambda one: one.asked_frame)
+        if standing.asked_frame >= window.last:
+            return None
+        if standing.asked_frame >= 0:
+            self._counters["standing_dropped"] += window.last - standing.asked_frame - 1
+        standing.asked_frame = window.last
+        self._counters["standing_questions"] += 1
+        return Question(
+            number=standing.number,
+            asked=wire.Asked.STANDING,
+            stimuli=standing.stimuli,
+            rois=standing.rois,
+            forecast=standing.forecast,
+            baseline=standing.baseline,
+            onset_frame=window.last + 1,
+            window_ready_ns=now_ns,
+        )
+
+    def keep(self, answer: wire.Answer) -> None:
+        """Remember an answer for `poll`."""
+        self._newest = answer
+        if answer.asked != wire.Asked.STANDING:
+            self._answers.append(answer)
+        elif answer.question in self._standing:
+            self._latest[answer.question] = answer
+
+    def poll(self, number: int) -> wire.Answer:
+        """The latest answer of one question, or of any (0).
+
+        Raises:
+            Refusal: there is none.
+        """
+        found = self._newest if number == 0 else self._latest.get(number)
+        if found is None:
+            found = next((answer for answer in reversed(self._answers) if answer.question == number), None)
+        if found is not None:
+            return found
+        if number == 0 or number in self._standing or any(one.number == number for one in self.pending):
+            raise Refusal(ErrorCode.NO_ANSWER_YET, f"question {number} (0: any) has no answer yet; poll again")
+        raise Refusal(
+            ErrorCode.UNKNOWN_QUESTION,
+            f"question {number} is not standing or pending, and not among the last {_ANSWERS_KEPT} answered",
+        )
+
+    def rows(self, rois: list[str] | None) -> NDArray[np.int64]:
+        """Indices of ROI ids, of all where None.
+
+        Raises:
+            Refusal: an id is not in the session, or is named twice.
+        """
+        index = self._declared.index
+        if rois is None:
+            return np.arange(len(index))
+        strangers = [name for name in rois if name not in index]
+        if strangers:
+            raise Refusal(
+                ErrorCode.UNKNOWN_ROI,
+                f"ROI {strangers[0]!r} is not in the session ({len(strangers)} of {len(rois)} asked); DESCRIBE lists them",
+            )
+        if len(set(rois)) != len(rois):
+            raise Refusal(ErrorCode.BAD_QUESTION, "a ROI is named twice; name each once")
+        return np.array([index[name] for name in rois], np.int64)
+
+    def _asked(self, asked: wire.Onset | wire.Standing) -> tuple[Alternatives, NDArray[np.int64]]:
+        rois = self.rows(asked.rois)
+        stimuli = alternatives(self._bundle, asked.stimuli)
+        count, recipe = len(rois) * len(stimuli.labels), self._bundle.recipe
+        size = wire.answer_bytes(
+            rois=len(rois),
+            stimuli=len(stimuli.labels),
+            response_frames=recipe.response_frames if asked.detail == "forecast" else 0,
+            baseline_frames=recipe.baseline_frames if asked.baseline else 0,
+        )
+        # What the labels and the header may add is far below one JSON payload.
+        most = wire.MAX_MESSAGE - wire.MAX_CONTROL
+        if count > self._limits.question_rows or size > most:
+            raise Refusal(
+                ErrorCode.BAD_QUESTION,
+                f"{len(rois)} ROIs x {len(stimuli.labels)} stimuli make {count} rows and an answer of {size} bytes; "
+                f"at most {self._limits.question_rows} rows and {most} bytes are taken: ask for less",
+            )
+        return stimuli, rois

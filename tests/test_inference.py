@@ -1,0 +1,142 @@
+"""The inference thread against the offline functions and the runtime called directly."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantformer.bundle import Bundle, load_bundle
+from quantformer.errors import ProviderError
+from quantformer.signal import read_baseline, window_on_grid
+from quantformer_service.inference import Inference, Slot, open_session, write_input
+
+PATIENCE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle_path: Path) -> Bundle:
+    return load_bundle(tiny_bundle_path)
+
+
+def filled(bundle: Bundle, *, rows: int = 96, seed: int = 0, neurons: int = 4) -> Slot:
+    rng = np.random.default_rng(seed)
+    slot = Slot()
+    slot.room(rows, neurons)[:] = rng.lognormal(5, 0.2, (rows, neurons))
+    slot.observed = np.ones(rows, np.bool_)
+    known = bundle.neurons(bundle.manifest.neuron_ids[:neurons], unknown="refuse")
+    slot.neuron, slot.f0_minimum = known.vectors, known.f0_minimum
+    slot.stimulus = np.stack([bundle.stimulus("dir=000"), bundle.stimulus("dir=090")])
+    slot.row_neuron = np.tile(np.arange(neurons), 2)
+    slot.row_stimulus = np.repeat(np.arange(2), neurons)
+    return slot
+
+
+def computed(inference: Inference, woken: threading.Event, slot: Slot) -> Slot:
+    inference.submit(slot)
+    end = time.monotonic() + PATIENCE_S
+    while (done := inference.collect()) is None:
+        assert woken.wait(max(0.0, end - time.monotonic()))
+        woken.clear()
+    return done
+
+
+def test_a_slot_comes_back_with_what_the_runtime_says_of_its_window(bundle: Bundle) -> None:
+    woken = threading.Event()
+    inference = Inference(bundle, provider="cpu", threads=1, on_done=woken.set)
+    inference.start()
+    assert inference.ready.wait(PATIENCE_S)
+    assert inference.provider == "cpu"
+    slot = filled(bundle)
+    window = slot.values.copy()
+    slot.observed[-3:] = False
+    done = computed(inference, woken, slot)
+    assert done is slot
+    assert done.failure is None
+    baseline = read_baseline(window, recipe=bundle.recipe, f0_minimum=slot.f0_minimum, observed=slot.observed)
+    assert done.baseline.tobytes() == baseline.dff.tobytes()
+    np.testing.assert_array_equal(done.f0, baseline.f0)
+    direct = open_session(bundle, provider="cpu", threads=1)
+    logit, response, spread = direct.run(
+        ["logit", "response", "spread"],
+        {
+            "baseline": baseline.dff,
+            "neuron": slot.neuron,
+            "stimulus": slot.stimulus,
+            "row_neuron": slot.row_neuron,
+            "row_stimulus": slot.row_stimulus,
+        },
+    )
+    np.testing.assert_allclose(done.probability, bundle.probability(logit), atol=1e-6)
+    assert done.response is not None
+    assert done.low is not None
+    assert done.high is not None
+    np.testing.assert_allclose(done.response, response, atol=1e-5)
+    low, high = bundle.interval(response, spread)
+    np.testing.assert_allclose(done.low, low, atol=1e-5)
+    np.testing.assert_allclose(done.high, high, atol=1e-5)
+    assert 0 < slot.submitted_ns <= slot.done_ns
+    assert inference.stop(PATIENCE_S)
+
+
+def test_a_failed_run_is_told_and_the_thread_goes_on(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    woken = threading.Event()
+    inference = Inference(bundle, provider="cpu", threads=1, on_done=woken.set)
+    inference.start()
+    assert inference.ready.wait(PATIENCE_S)
+    broken = filled(bundle)
+    broken.row_neuron = np.full(8, 99)
+    assert computed(inference, woken, broken).failure is not None
+    assert "inference failed" in caplog.text
+    slot = filled(bundle)
+    slot.forecast = False
+    done = computed(inference, woken, slot)
+    assert (done.failure, done.response, done.low, done.high) == (None, None, None, None)
+    assert done.probability.shape == (8,)
+    assert inference.stop(PATIENCE_S)
+
+
+def test_a_provider_that_is_not_there_is_an_error_that_says_so(bundle: Bundle) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this runtime has CUDA")
+    with pytest.raises(ProviderError, match="provider cuda was asked for"):
+        open_session(bundle, provider="cuda", threads=1)
+    woken = threading.Event()
+    inference = Inference(bundle, provider="cuda", threads=1, on_done=woken.set)
+    inference.start()
+    assert woken.wait(PATIENCE_S)
+    assert isinstance(inference.failure, ProviderError)
+    assert not inference.ready.is_set()
+    assert open_session(bundle, provider="auto", threads=1).get_providers() == ["CPUExecutionProvider"]
+
+
+def test_at_another_rate_the_window_is_the_interpolated_one_over_observed_frames(bundle: Bundle) -> None:
+    rate, rows = 20.0, 80
+    slot = filled(bundle, rows=rows)
+    slot.stamps = np.arange(rows) / rate
+    slot.anchor_s, slot.interpolated = rows / rate, True
+    slot.observed[30:33] = False
+    write_input(slot, bundle.recipe)
+    seen = slot.observed
+    grid = window_on_grid(
+        slot.values[seen], timestamps_s=slot.stamps[seen], onset_s=slot.anchor_s, recipe=bundle.recipe
+    )
+    times = slot.anchor_s - np.arange(96, 0, -1) / 30.0
+    # Without a sample for more than one and a half periods: from 29/20 s + 75 ms until the sample at 33/20 s.
+    observed = ~((times > 29 / rate + 0.075) & (times < 33 / rate))
+    assert (~observed).sum() == 4
+    expected = read_baseline(grid, recipe=bundle.recipe, f0_minimum=slot.f0_minimum, observed=observed)
+    assert slot.baseline.tobytes() == expected.dff.tobytes()
+
+
+def test_memory_is_reused_from_question_to_question() -> None:
+    slot = Slot()
+    first = slot.room(96, 50)
+    assert np.shares_memory(first, slot.room(96, 20))
+    assert np.shares_memory(slot.dff_room(50, 96), slot.dff_room(20, 96))
+    assert slot.room(96, 60).shape == (96, 60)
