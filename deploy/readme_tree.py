@@ -2,13 +2,15 @@
 
     python deploy/readme_tree.py
 
-A module's line is the first sentence of its docstring. Other files, and folders shown as one line, have theirs below.
+A module's line is the first sentence of its docstring, a page's is its title. Other files, and folders shown as one line,
+have theirs below.
 A file without a line is an error: say in a sentence what it is.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- tree -->\n```\n", "```\n<!-- /tree -->"
 WIDTH = 124
+#: A full stop between sentences, not the one of an abbreviation or a product.
+SENTENCE_END = re.compile(r"(?<=[\w)\]])\. (?=[A-Z])")
 
 #: What cannot speak for itself. A folder, with its slash, stands for all that is in it.
 LINES = {
@@ -25,8 +29,10 @@ LINES = {
     "deploy/constraints-gpu.txt": "pinned CUDA libraries of the gpu image",
     "deploy/install.sh": "the image's installation",
     "deploy/prometheus.yml": "what Prometheus watches",
-    "docs/": "architecture, settings, metrics, formats and measurements",
     "tests/": "one file a module; real sockets, files and processes",
+    "docs/architecture.md": "the way of the data, the rooms and who may import whom, the rules, the graph",
+    "docs/metrics.md": "every score with its formula",
+    "docs/settings.md": "every setting with its flag, variable, default and unit",
     ".dockerignore": "what the image's build may read",
     "CHANGELOG.md": "what changed",
     "CONTRIBUTING.md": "how to work on it, on one page",
@@ -65,7 +71,12 @@ def describe(name: str) -> str:
     if name.endswith(".py"):
         said = ast.get_docstring(ast.parse((ROOT / name).read_text(encoding="utf-8")))
         if said:
-            return said.split("\n\n")[0].replace("\n", " ").split(". ")[0].rstrip(".").replace("`", "")
+            paragraph = said.split("\n\n")[0].replace("\n", " ").replace("`", "")
+            return SENTENCE_END.split(paragraph)[0].rstrip(".")
+    if name.endswith(".md"):
+        title = (ROOT / name).read_text(encoding="utf-8").partition("\n")[0]
+        if title.startswith("# "):
+            return title.removeprefix("# ").strip().lower()
     raise UndescribedError(f"{name} has no line: give it a docstring, or a line in deploy/readme_tree.py")
 
 

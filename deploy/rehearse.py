@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -130,7 +131,7 @@ def rehearse(*, bundle: Path, variant: str, python: str, scratch: Path) -> None:
         **image.environment,
         "PATH": search,
         "QUANTFORMER_BUNDLE": str(mounted),
-        "QUANTFORMER_HOST": "127.0.0.1",
+        "QUANTFORMER_TOKEN": secrets.token_hex(32),
         "QUANTFORMER_PROVIDER": "auto" if variant == "gpu" else "cpu",
         **{f"QUANTFORMER_{name}_PORT": str(port) for name, port in zip(PORTS, ports, strict=True)},
     }
@@ -181,8 +182,9 @@ def drop_to(user: int, *, prefix: Path) -> int | None:
     if os.geteuid() != 0:
         step("not rehearsed", f"user {user}: only root can become another; runs as {os.getuid()}")
         return None
-    probe = subprocess.run([prefix / "bin/python", "-c", ""], user=user, group=user, check=False, stderr=subprocess.DEVNULL)
-    if probe.returncode != 0:
+    try:
+        subprocess.run([str(prefix / "bin/python"), "-c", ""], user=user, group=user, check=True, stderr=subprocess.DEVNULL)
+    except (PermissionError, subprocess.CalledProcessError):
         step("not rehearsed", f"user {user}: it cannot read this interpreter; name a public one with --python")
         return None
     return user
