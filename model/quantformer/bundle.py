@@ -26,6 +26,7 @@ from quantformer.config import TUNING_QUANTITIES
 from quantformer.errors import BundleError
 from quantformer.manifest import Manifest, parse_manifest, render_manifest
 from quantformer.signal import SignalRecipe
+from quantformer.vocabulary import StimulusRecipe
 
 MANIFEST, GRAPH, VECTORS = "manifest.json", "model.onnx", "vectors.safetensors"
 #: Largest file, in bytes, that is read into memory; a bundle is refused rather than allowed to exhaust the machine.
@@ -53,6 +54,31 @@ class Vectors:
     def tensors(self) -> dict[str, NDArray[Any]]:
         """Name to array, as stored."""
         return dict(vars(self))
+
+    def of_neurons(self, rows: NDArray[np.intp]) -> NDArray[np.float32]:
+        """The graph's ``neuron`` input ``(len(rows), 2, d + 9 F)``; -1 is the unknown neuron with the mean tuning."""
+        known = (rows >= 0)[:, None, None]
+        learned = np.where(known, self.neuron[rows], self.unknown)
+        tuning = np.where(known, self.tuning[rows], self.population_tuning)
+        # Both tasks are told the same tuning, behind their own learned vectors.
+        flat = np.repeat(tuning.reshape(len(rows), 1, self.population_tuning.size), 2, axis=1)
+        return np.ascontiguousarray(np.concatenate([learned, flat], axis=2), dtype=np.float32)
+
+    def of_stimulus(
+        self, recipe: StimulusRecipe, *, category: str, features: Mapping[str, float], id_row: int | None
+    ) -> NDArray[np.float32]:
+        """One row ``(2, d + F)`` of the graph's ``stimulus`` input.
+
+        Raises:
+            DataError: a category or feature that training did not see.
+        """
+        encoded = recipe.encode(category=category, features=features)
+        learned = np.tensordot(encoded, self.stimulus_weight, axes=1)
+        if id_row is not None:
+            learned = learned + self.stimulus_id[id_row]
+        row = np.array([-1 if id_row is None else id_row])
+        tuning = recipe.tuning_features(encoded[None], id_row=row, ids=len(self.stimulus_id))
+        return np.concatenate([learned, np.repeat(tuning, 2, axis=0)], axis=1).astype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,12 +129,8 @@ class Bundle:
                 f"{len(strangers)} of {len(ids)} neurons are not in bundle {self.hash[:12]}: {', '.join(strangers[:5])}"
                 f"{' ...' if len(strangers) > 5 else ''}; extend the bundle, or ask for unknown neurons to be marked"
             )
-        learned = np.where(known[:, None, None], self._vectors.neuron[rows], self._vectors.unknown)
-        tuning = np.where(known[:, None, None], self._vectors.tuning[rows], self._vectors.population_tuning)
-        # Both tasks are told the same tuning, behind their own learned vectors.
-        tuning = np.broadcast_to(tuning.reshape(len(rows), 1, -1), (len(rows), 2, tuning[0].size if len(rows) else 0))
         return NeuronRows(
-            vectors=np.ascontiguousarray(np.concatenate([learned, tuning], axis=2), dtype=np.float32),
+            vectors=self._vectors.of_neurons(rows),
             known=known,
             f0_minimum=np.where(known, self._vectors.f0_minimum[rows], 0.0),
             f0_range=np.where(known[:, None], self._vectors.f0_range[rows], np.nan),
@@ -126,7 +148,8 @@ class Bundle:
                 f"stimulus {stimulus_id!r} is not in bundle {self.hash[:12]}; "
                 f"known: {', '.join(sorted(self.manifest.stimuli)[:12])}"
             )
-        return self._stimulus(category=spec.category, features=spec.features, id_row=spec.id_row)
+        recipe = self.manifest.stimulus_recipe
+        return self._vectors.of_stimulus(recipe, category=spec.category, features=spec.features, id_row=spec.id_row)
 
     def stimulus_from_features(self, *, category: str, features: Mapping[str, float]) -> NDArray[np.float32]:
         """Vectors ``(2, stimulus width)`` of a stimulus that is described rather than named: no id of its own.
@@ -134,17 +157,8 @@ class Bundle:
         Raises:
             DataError: a category or feature that training did not see.
         """
-        return self._stimulus(category=category, features=features, id_row=None)
-
-    def _stimulus(self, *, category: str, features: Mapping[str, float], id_row: int | None) -> NDArray[np.float32]:
-        recipe, ids = self.manifest.stimulus_recipe, len(self._vectors.stimulus_id)
-        encoded = recipe.encode(category=category, features=features)
-        learned = np.tensordot(encoded, self._vectors.stimulus_weight, axes=1)
-        if id_row is not None:
-            learned = learned + self._vectors.stimulus_id[id_row]
-        row = np.array([-1 if id_row is None else id_row])
-        tuning = recipe.tuning_features(encoded[None], id_row=row, ids=ids)
-        return np.concatenate([learned, np.repeat(tuning, 2, axis=0)], axis=1).astype(np.float32)
+        recipe = self.manifest.stimulus_recipe
+        return self._vectors.of_stimulus(recipe, category=category, features=features, id_row=None)
 
     def probability(self, logit: NDArray[np.float32]) -> NDArray[np.float32]:
         """Calibrated activation probability of the graph's logits, any shape."""

@@ -10,6 +10,7 @@ what a bundle holds.
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -17,13 +18,38 @@ from torch import Tensor, nn
 
 from quantformer.autoencoder import Encoder, FrozenAutoencoder
 from quantformer.config import TUNING_BINS, TUNING_QUANTITIES, ModelConfig
-from quantformer.patches import to_patches
+from quantformer.patches import from_patches, to_patches
 
 #: Index of each task's vectors in arrays of shape ``[..., 2, d]``.
 ACTIVATION: Final = 0
 FORECAST: Final = 1
 #: dF/F beyond this many times the signal scale is clipped: one broken window must not own the loss or the answer.
 CLIP: Final = 40.0
+#: Bins of the baseline in its summary.
+SUMMARY_BINS: Final = 8
+
+
+class Shortcut(nn.Module):
+    """A linear map around the transformer, from a summary of the baseline and the tuning to ``width`` outputs.
+
+    The summary is what the best simple baselines use: eight bins, standard deviation and last five frames. Starts at
+    zero, so the network begins as the paper's.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(SUMMARY_BINS + 2 + TUNING_QUANTITIES, width)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, baseline: Tensor, tuning: Tensor) -> Tensor:
+        """``[B, width]`` from ``[B, 96]`` and ``[B, TUNING_QUANTITIES]``."""
+        bins = baseline.reshape(baseline.shape[0], SUMMARY_BINS, -1).mean(-1)
+        centred = baseline - baseline.mean(-1, keepdim=True)
+        deviation = (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+        end = baseline[:, -5:].mean(-1, keepdim=True)
+        mapped: Tensor = self.linear(torch.cat([bins, deviation, end, tuning], dim=1))
+        return mapped
 
 
 class ActivationNetwork(nn.Module):
@@ -36,7 +62,7 @@ class ActivationNetwork(nn.Module):
         self.cls_token = nn.Parameter(torch.randn(config.d) * 0.02)
         self.tuning = nn.Linear(TUNING_QUANTITIES, config.d)
         self.head = nn.Linear(config.d, 1)
-        self.tuning_head = nn.Linear(TUNING_QUANTITIES, 1, bias=False)
+        self.shortcut = Shortcut(1)
 
     def forward(self, baseline: Tensor, neuron: Tensor, stimulus: Tensor, tuning: Tensor) -> Tensor:
         """Logits ``[B]`` from ``[B, 96]``, ``[B, d]``, ``[B, d]`` and ``[B, TUNING_QUANTITIES]``."""
@@ -44,8 +70,18 @@ class ActivationNetwork(nn.Module):
         cls_token = self.cls_token.expand(tokens.shape[0], 1, -1)
         stimulus = stimulus + self.tuning(tuning)
         sequence = torch.cat([cls_token, neuron[:, None], stimulus[:, None], tokens], dim=1)
-        logit: Tensor = (self.head(self.encoder.transformer(sequence)[:, 0]) + self.tuning_head(tuning))[:, 0]
+        logit: Tensor = (self.head(self.encoder.transformer(sequence)[:, 0]) + self.shortcut(baseline, tuning))[:, 0]
         return logit
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ResponseAnswer:
+    """``code_logits`` ``[B, 10, K]`` (equation 4) and ``correction`` ``[B, 64]`` in signal scales, which is added to what
+    the decoder makes of the codes: 32 codes hold the size of a response, not its exact shape.
+    """
+
+    code_logits: Tensor
+    correction: Tensor
 
 
 class ResponseNetwork(nn.Module):
@@ -60,10 +96,14 @@ class ResponseNetwork(nn.Module):
         self.encoder = encoder
         self.tuning = nn.Linear(TUNING_QUANTITIES, config.d)
         self.bin_tuning = nn.Linear(TUNING_BINS // config.response_patches, config.d)
+        self.shortcut = Shortcut(config.response_frames)
+        self.refine = nn.Linear(config.d, config.patch_frames)
+        nn.init.zeros_(self.refine.weight)
+        nn.init.zeros_(self.refine.bias)
         self.head = nn.Sequential(nn.Linear(config.d, 2 * config.d), nn.GELU(), nn.Linear(2 * config.d, config.codes))
 
-    def forward(self, baseline: Tensor, neuron: Tensor, stimulus: Tensor, tuning: Tensor) -> Tensor:
-        """Code logits ``[B, 10, K]`` from ``[B, 96]``, ``[B, d]``, ``[B, d]`` and ``[B, TUNING_QUANTITIES]``."""
+    def forward(self, baseline: Tensor, neuron: Tensor, stimulus: Tensor, tuning: Tensor) -> ResponseAnswer:
+        """From ``[B, 96]``, ``[B, d]``, ``[B, d]`` and ``[B, TUNING_QUANTITIES]``."""
         embedding = self.encoder.embedding
         stimulus = stimulus + self.tuning(tuning)
         tokens = embedding(to_patches(baseline, patch_frames=self.config.patch_frames))
@@ -71,8 +111,9 @@ class ResponseNetwork(nn.Module):
         bins = tuning[:, 1:].reshape(tuning.shape[0], self.config.response_patches, -1)
         masks = self.encoder.mask_token + embedding.position[self.config.baseline_patches :] + self.bin_tuning(bins)
         sequence = torch.cat([neuron[:, None], stimulus[:, None], tokens, masks], dim=1)
-        logits: Tensor = self.head(self.encoder.transformer(sequence)[:, 2:])
-        return logits
+        encoded = self.encoder.transformer(sequence)[:, 2:]
+        response = from_patches(self.refine(encoded[:, self.config.baseline_patches :]))
+        return ResponseAnswer(code_logits=self.head(encoded), correction=response + self.shortcut(baseline, tuning))
 
 
 class Forecaster(nn.Module):
@@ -96,19 +137,19 @@ class Forecaster(nn.Module):
         self.register_buffer("signal_scale", torch.tensor(float(signal_scale)))
         self.register_buffer("code_patch", code_patch.detach().clone())
 
-    def decode(self, code_logits: Tensor) -> Tensor:
-        """Expected decoding: dF/F ``[B, 64]`` from the decoder on softmax-weighted code vectors ``[B, 10, K]``.
+    def decode(self, answer: ResponseAnswer) -> Tensor:
+        """Expected decoding: dF/F ``[B, 64]`` from the decoder on softmax-weighted code vectors, and the correction.
 
         Response codes are predicted independently (equation 4), so the arg-max sequence can be incoherent; the expected
         code vector is what keeps the squared error small.
         """
-        expected = code_logits.softmax(-1) @ self.teacher.codebook.codebook
+        expected = answer.code_logits.softmax(-1) @ self.teacher.codebook.codebook
         trace = self.teacher.decode(expected)
-        return trace[:, self.config.baseline_frames :] * self.signal_scale
+        return (trace[:, self.config.baseline_frames :] + answer.correction) * self.signal_scale
 
-    def spread(self, code_logits: Tensor) -> Tensor:
+    def spread(self, answer: ResponseAnswer) -> Tensor:
         """Standard deviation ``[B]`` in dF/F of the mixture of code patches over the response."""
-        probability = code_logits[:, self.config.baseline_patches :].softmax(-1)
+        probability = answer.code_logits[:, self.config.baseline_patches :].softmax(-1)
         mean = probability @ self.code_patch
         variance = probability @ self.code_patch.square() - mean.square()
         return variance.clamp_min(0.0).mean((1, 2)).sqrt() * self.signal_scale
@@ -132,8 +173,8 @@ class ServingGraph(nn.Module):
         coefficients = of_neuron[:, ACTIVATION, d:].reshape(row_neuron.shape[0], TUNING_QUANTITIES, -1)
         tuning = (coefficients * of_stimulus[:, None, ACTIVATION, d:]).sum(-1)
         logit = model.activation(rows, of_neuron[:, ACTIVATION, :d], of_stimulus[:, ACTIVATION, :d], tuning)
-        code_logits = model.response(rows, of_neuron[:, FORECAST, :d], of_stimulus[:, FORECAST, :d], tuning)
-        return logit, model.decode(code_logits), model.spread(code_logits)
+        answer = model.response(rows, of_neuron[:, FORECAST, :d], of_stimulus[:, FORECAST, :d], tuning)
+        return logit, model.decode(answer), model.spread(answer)
 
 
 def _trainable_copy(encoder: Encoder) -> Encoder:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from quantformer.forecaster import ACTIVATION, FORECAST, Forecaster
+from quantformer.forecaster import ACTIVATION, FORECAST, Forecaster, ResponseAnswer
 from quantformer.losses import activation_loss, code_loss
 from quantformer.tokens import UNKNOWN, TaskTokens
 from quantformer_training.examples import Examples, ExampleSource, Vocabulary
@@ -23,14 +23,15 @@ VALIDATION_LEADS = (0, 5)
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """``real_share`` of each epoch's moments are real onsets, the rest pseudo-onsets. Ids are withheld from
+    """``pseudo_per_real`` pseudo-onsets are shown for each real onset. Ids are withheld from
     ``drop_ids`` of the rows, which trains the unknown vector, and the stimulus from ``drop_stimulus`` of them.
-    ``decoded_weight`` adds the squared error of the decoded response to the cross-entropy over codes.
+    An epoch reads about ``rows_per_epoch`` neuron-trials. ``decoded_weight`` adds the squared error of the decoded response to the cross-entropy over codes.
     """
 
     activation: LoopConfig
     forecast: LoopConfig
     batch: int = 128
+    rows_per_epoch: int = 12_000
     pseudo_per_real: float = 2.0
     drop_ids: float = 0.1
     drop_stimulus: float = 0.1
@@ -56,8 +57,12 @@ class TrainedModel:
     def _predict(self, rows: Examples) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
         model = self.forecaster.eval()
         logit = ask_activation(model, self.tokens[ACTIVATION], rows)
-        codes = ask_codes(model, self.tokens[FORECAST], rows)
-        return {"logit": logit.numpy(), "response": model.decode(codes).numpy(), "spread": model.spread(codes).numpy()}
+        answer = ask_response(model, self.tokens[FORECAST], rows)
+        return {
+            "logit": logit.numpy(),
+            "response": model.decode(answer).numpy(),
+            "spread": model.spread(answer).numpy(),
+        }
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,7 +79,7 @@ def finetune(
     *,
     vocabulary: Vocabulary,
     real: ExampleSource,
-    pseudo: ExampleSource | None,
+    pseudo: ExampleSource,
     validation: ExampleSource,
     config: FinetuneConfig,
     report: Report,
@@ -94,11 +99,11 @@ def finetune(
     held = [validation.at_lead(lead) for lead in VALIDATION_LEADS]
 
     def forecast_loss(rows: Examples) -> Tensor:
-        logits = ask_codes(forecaster, tokens[FORECAST], rows)
+        answer = ask_response(forecaster, tokens[FORECAST], rows)
         with torch.no_grad():
             target = forecaster.teacher.codes(rows.trace, patch_frames=pretrained.config.patch_frames)
-        error = (forecaster.decode(logits) - rows.response) / forecaster.signal_scale
-        return code_loss(logits, target) + config.decoded_weight * error.square().mean()
+        error = (forecaster.decode(answer) - rows.response) / forecaster.signal_scale
+        return code_loss(answer.code_logits, target) + config.decoded_weight * error.square().mean()
 
     def validate(loss: Callable[[Examples], Tensor]) -> float:
         return float(np.mean([float(loss(rows)) for rows in held]))
@@ -118,7 +123,7 @@ def finetune(
             config.forecast,
             forecast_loss,
             lambda rows: (
-                (forecaster.decode(ask_codes(forecaster, tokens[FORECAST], rows)) - rows.response).square().mean()
+                (forecaster.decode(ask_response(forecaster, tokens[FORECAST], rows)) - rows.response).square().mean()
             ),
         ),
     )
@@ -149,11 +154,11 @@ def ask_activation(model: Forecaster, tokens: TaskTokens, rows: Examples) -> Ten
     return logit
 
 
-def ask_codes(model: Forecaster, tokens: TaskTokens, rows: Examples) -> Tensor:
-    """Code logits ``[B, 10, K]``."""
+def ask_response(model: Forecaster, tokens: TaskTokens, rows: Examples) -> ResponseAnswer:
+    """Codes and correction."""
     stimulus = tokens.stimulus(rows.features, rows.stimulus)
-    logits: Tensor = model.response(rows.baseline, tokens.neuron(rows.neuron), stimulus, rows.tuning)
-    return logits
+    answer: ResponseAnswer = model.response(rows.baseline, tokens.neuron(rows.neuron), stimulus, rows.tuning)
+    return answer
 
 
 def _tokens(vocabulary: Vocabulary, *, d: int) -> TaskTokens:
@@ -166,15 +171,17 @@ def _tokens(vocabulary: Vocabulary, *, d: int) -> TaskTokens:
 
 
 def _batches(
-    real: ExampleSource, pseudo: ExampleSource | None, *, config: FinetuneConfig, seed: int, epoch: int
+    real: ExampleSource, pseudo: ExampleSource, *, config: FinetuneConfig, seed: int, epoch: int
 ) -> Iterator[Examples]:
     rng = np.random.default_rng((seed, epoch))
-    sources: Sequence[Examples] = [real.random(np.arange(len(real.trials.moments)), rng)]
-    if pseudo is not None and len(pseudo.trials.moments):
-        wanted = int(config.pseudo_per_real * len(real.trials.moments))
-        chosen = rng.choice(len(pseudo.trials.moments), min(wanted, len(pseudo.trials.moments)), replace=False)
-        sources = [*sources, pseudo.random(chosen, rng)]
-    rows = Examples.joined(list(sources))
+    # At least one moment of each kind, at most all of them.
+    afforded = config.rows_per_epoch / len(real.neuron) / (1.0 + config.pseudo_per_real)
+    wanted = min(len(real.trials.moments), max(1, round(afforded)))
+    sources = []
+    for source, count in ((real, wanted), (pseudo, round(config.pseudo_per_real * wanted))):
+        known = len(source.trials.moments)
+        sources.append(source.random(rng.choice(known, min(count, known), replace=False), rng))
+    rows = Examples.joined(sources)
     unknown = torch.from_numpy(rng.random(len(rows)) < config.drop_ids)
     denied = torch.from_numpy(rng.random(len(rows)) < config.drop_stimulus)
     rows = replace(

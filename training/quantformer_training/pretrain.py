@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +13,27 @@ from torch import Tensor
 
 from quantformer.autoencoder import Autoencoder, FrozenAutoencoder
 from quantformer.config import ModelConfig
-from quantformer.errors import RecordingError
+from quantformer.errors import DataError, RecordingError
 from quantformer.forecaster import CLIP
 from quantformer.labels import LabelRule
 from quantformer.losses import reconstruction_loss
 from quantformer.patches import to_patches
 from quantformer.recording import Recording
 from quantformer.signal import SignalRecipe
-from quantformer_training.loop import LoopConfig, LoopResult, Report, in_batches, run_loop
+from quantformer_training.loop import (
+    LoopConfig,
+    LoopResult,
+    Report,
+    in_batches,
+    load_checkpoint,
+    run_loop,
+    save_checkpoint,
+)
 from quantformer_training.splits import Split
 from quantformer_training.trials import Moments, TrialReader
+
+#: File of a pre-trained auto-encoder in its directory.
+PRETRAINED = "pretrained.pt"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -138,6 +149,42 @@ def pretrain(
         code_patch=mean_code_patches(frozen, data, config=config),
         result=result,
     )
+
+
+def save_pretrained(pretrained: Pretrained, directory: Path) -> None:
+    """Write what `load_pretrained` reads: ``pretrained.pt``, weights and plain numbers only."""
+    state = {
+        "config": asdict(pretrained.config), "autoencoder": pretrained.autoencoder.state_dict(),
+        "signal_scale": pretrained.signal_scale, "code_patch": pretrained.code_patch,
+        "result": asdict(pretrained.result), "codebook_sha256": pretrained.autoencoder.codebook.digest(),
+    }  # fmt: skip
+    save_checkpoint(directory / PRETRAINED, state, fingerprint=PRETRAINED)
+
+
+def load_pretrained(directory: Path) -> Pretrained:
+    """Read a pre-trained auto-encoder; no code is unpickled.
+
+    Raises:
+        DataError: the file is missing, damaged, of a newer schema, or its codebook was altered.
+    """
+    path = directory / PRETRAINED
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; make it with 'quantformer pretrain --out {directory}'")
+    state = load_checkpoint(path, fingerprint=PRETRAINED)
+    try:
+        config = ModelConfig(**state["config"])
+        frozen = Autoencoder(config).freeze()
+        frozen.load_state_dict(state["autoencoder"])
+        result = LoopResult(**state["result"])
+        made = Pretrained(
+            config=config, autoencoder=frozen, signal_scale=float(state["signal_scale"]),
+            code_patch=state["code_patch"], result=result,
+        )  # fmt: skip
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise DataError(f"{path} does not hold a pre-trained auto-encoder ({error}); make it anew") from None
+    if frozen.codebook.digest() != state["codebook_sha256"]:
+        raise DataError(f"{path}: the codebook does not have the hash it was saved with; make it anew")
+    return made
 
 
 @torch.no_grad()
