@@ -126,6 +126,11 @@ def read_frames(request: Request, data: bytes) -> Iterator[wire.Frame]:
             body = wire.decode(message).body
             if not isinstance(body, wire.Frame):
                 raise HttpRefusalError("unexpected", f"a {type(body).__name__} message among frames; expected FRAME only")
+            # Over HTTP nobody speaks a newer minor version: bytes beyond the arrays are another type than float32.
+            if len(message) != (wanted := len(body.encode())):
+                raise HttpRefusalError(
+                    "bad_payload", f"FRAME {body.number} has {len(message)} bytes, expected {wanted}; send float32, one a ROI"
+                )
             yield body
     except WireError as error:
         raise HttpRefusalError(error.code, str(error)) from None
