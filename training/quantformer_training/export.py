@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from quantformer.manifest import Parity
 
 INPUTS = ("baseline", "neuron", "stimulus", "row_neuron", "row_stimulus")
 OUTPUTS = ("logit", "response", "spread")
+_EXPORTER_LOG = logging.getLogger("torch.onnx")
 #: Largest absolute difference in float32 between PyTorch and ONNX Runtime that a bundle may have.
 TOLERANCE = 1e-4
 
@@ -62,8 +64,10 @@ def export_graph(forecaster: Forecaster) -> bytes:
     f = torch.export.Dim("F", min=1)
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        # The exporter's own deprecations are not this project's to mend.
+        # The exporter's own deprecations, and its notes on packages that are not needed, are not this project's to mend.
         warnings.simplefilter("ignore")
+        level = _EXPORTER_LOG.level
+        _EXPORTER_LOG.setLevel(logging.ERROR)
         program = torch.onnx.export(
             graph,
             tuple(torch.from_numpy(array) for array in example.named().values()),
@@ -80,6 +84,7 @@ def export_graph(forecaster: Forecaster) -> bytes:
             external_data=False,
             verbose=False,
         )
+    _EXPORTER_LOG.setLevel(level)
     assert program is not None
     model = program.model_proto
     # The exporter records source lines and module paths; they are the exporting machine's and no part of the model.

@@ -23,9 +23,9 @@ VALIDATION_LEADS = (0, 5)
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """``pseudo_per_real`` pseudo-onsets are shown for each real onset. Ids are withheld from
-    ``drop_ids`` of the rows, which trains the unknown vector, and the stimulus from ``drop_stimulus`` of them.
-    An epoch reads about ``rows_per_epoch`` neuron-trials. ``decoded_weight`` adds the squared error of the decoded response to the cross-entropy over codes.
+    """An epoch reads about ``rows_per_epoch`` neuron-trials, ``pseudo_per_real`` of them at pseudo-onsets for each at a
+    real onset. Ids are withheld from ``drop_ids`` of the rows, which trains the unknown vector, and the stimulus from
+    ``drop_stimulus`` of them. ``decoded_weight`` adds the squared error of the decoded response to the cross-entropy.
     """
 
     activation: LoopConfig

@@ -52,35 +52,26 @@ class FitConfig:
     @classmethod
     def quick(cls, *, seed: int = 0) -> FitConfig:
         """About a minute on two cores: for the demonstration."""
-        return cls._of(
-            seed=seed, pretraining_epochs=6, epochs=10, patience=4, own_windows=5000, unlabelled_windows=2000
+        task = LoopConfig(epochs=10, learning_rate=1e-3, weight_decay=0.05, patience=4, seed=seed)
+        return cls(
+            preset="small",
+            pretraining=LoopConfig(epochs=4, learning_rate=1e-3, seed=seed),
+            finetuning=FinetuneConfig(activation=task, forecast=task, rows_per_epoch=5000),
+            own_windows=3000,
+            unlabelled_windows=0,
+            seed=seed,
         )
 
     @classmethod
     def full(cls, *, seed: int = 0) -> FitConfig:
         """A few minutes on two cores: for a recording whose figures are to be quoted."""
-        return cls._of(
-            seed=seed, pretraining_epochs=12, epochs=30, patience=8, own_windows=8000, unlabelled_windows=24000
-        )
-
-    @classmethod
-    def _of(
-        cls,
-        *,
-        seed: int,
-        pretraining_epochs: int,
-        epochs: int,
-        patience: int,
-        own_windows: int,
-        unlabelled_windows: int,
-    ) -> FitConfig:
-        task = LoopConfig(epochs=epochs, learning_rate=1e-3, weight_decay=0.05, patience=patience, seed=seed)
+        task = LoopConfig(epochs=30, learning_rate=1e-3, weight_decay=0.05, patience=8, seed=seed)
         return cls(
             preset="small",
-            pretraining=LoopConfig(epochs=pretraining_epochs, learning_rate=1e-3, patience=patience, seed=seed),
+            pretraining=LoopConfig(epochs=12, learning_rate=1e-3, seed=seed),
             finetuning=FinetuneConfig(activation=task, forecast=task),
-            own_windows=own_windows,
-            unlabelled_windows=unlabelled_windows,
+            own_windows=8000,
+            unlabelled_windows=24000,
             seed=seed,
         )
 

@@ -84,7 +84,7 @@ def vectors_of(fitted: Fitted) -> Vectors:
         stimulus = torch.stack([task.stimulus_offset for task in tokens], dim=1).numpy()
     train = fitted.real["train"]
     f0 = np.where(train.valid, train.f0, np.nan)
-    noise = np.abs(np.diff(train.baseline, axis=-1)).mean(-1)
+    noise = np.abs(np.diff(train.baseline, axis=-1)).mean(-1, dtype=np.float64)
     return Vectors(
         neuron=neuron,
         unknown=unknown,
