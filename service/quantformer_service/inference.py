@@ -202,6 +202,9 @@ def open_session(bundle: Bundle, *, provider: Provider, threads: int) -> Any:
             f"provider {name} was asked for, this onnxruntime has {', '.join(there)}; "
             "install 'quantformer[gpu]' in place of 'quantformer[serve]', or set --provider cpu"
         )
+    if name == "cuda":
+        # The gpu extra brings CUDA and cuDNN as Python packages, where the loader does not look by itself.
+        onnxruntime.preload_dlls()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     # A thread that spins between frames would take the core that the loop needs.
