@@ -37,7 +37,7 @@ ENV PATH=/opt/quantformer/bin:$PATH \
     QUANTFORMER_LOG=json
 EXPOSE 7410 7411 7412 7413
 # Ready, not merely alive: the engine has warmed up and answers.
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD quantformer status --host 127.0.0.1 || exit 1
+HEALTHCHECK --interval=30s --timeout=5s --start-period=60s --retries=3 CMD quantformer status --host 127.0.0.1 || exit 1
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["quantformer"]
 CMD ["serve"]
