@@ -36,9 +36,9 @@ def free_ports(count: int) -> list[int]:
 class EngineProcess:
     """``python -m quantformer_service.engine`` with these settings, ready."""
 
-    def __init__(self, bundle: Path, **settings: object) -> None:
+    def __init__(self, path: Path, **settings: object) -> None:
         ports = dict(zip(("zmq_port", "pub_port", "tcp_port"), free_ports(3), strict=True))
-        given: dict[str, object] = {"bundle": bundle, "provider": "cpu", **ports, **settings}
+        given: dict[str, object] = {"bundle": path, "provider": "cpu", **ports, **settings}
         environment = {name: value for name, value in os.environ.items() if not name.startswith("QUANTFORMER_")}
         environment |= {f"QUANTFORMER_{name.upper()}": str(value) for name, value in given.items()}
         self.process = subprocess.Popen(

@@ -1,0 +1,589 @@
+"""The running engine process: a stream gets answers, and whatever else comes in does not stop it."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+from engine_process import PATIENCE_S, Client, EngineProcess, running, wait_until
+from numpy.typing import NDArray
+from tiny_bundle import NEURONS
+
+from quantformer.bundle import load_bundle
+from quantformer.signal import hold_missing, onset_frames, read_baseline
+from quantformer_client import wire
+from quantformer_client.wire import ErrorCode
+from quantformer_service.inference import open_session
+
+ROIS = list(NEURONS)
+GRATING = [wire.Stimulus(stimulus_id="dir=045")]
+
+
+@pytest.fixture(scope="module")
+def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
+    made = zmq.Context()
+    yield made
+    made.destroy(0)
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_bundle_path: Path) -> Iterator[EngineProcess]:
+    with running(tiny_bundle_path) as started:
+        yield started
+        assert started.process.poll() is None
+        assert started.end() == 0
+
+
+@pytest.fixture
+def client(engine: EngineProcess, context: zmq.Context[zmq.Socket[bytes]]) -> Iterator[Client]:
+    made = Client(engine.endpoints["zmq"], context)
+    yield made
+    if made.session:
+        made.ask(wire.Close(), wire.Closed)
+    made.close()
+
+
+def recording(frames: int, *, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).lognormal(5, 0.2, (frames, len(ROIS))).astype(np.float32)
+
+
+def subscriber(engine: EngineProcess, context: zmq.Context[zmq.Socket[bytes]], *prefixes: bytes) -> zmq.Socket[bytes]:
+    made = context.socket(zmq.SUB)
+    made.setsockopt(zmq.RCVTIMEO, int(PATIENCE_S * 1000))
+    made.setsockopt(zmq.LINGER, 0)
+    for prefix in prefixes:
+        made.setsockopt(zmq.SUBSCRIBE, prefix)
+    made.connect(engine.endpoints["pub"])
+    return made
+
+
+def asked(client: Client, body: wire.Onset) -> int:
+    """Ask without waiting for the answer; the request id."""
+    request = client.send(body)
+    reply = client.receive(request).body
+    assert isinstance(reply, wire.Accepted), reply
+    return request
+
+
+# --- a stream and its answers -----------------------------------------------------------------------------------------
+
+
+def test_hello_open_stream_ask_close(engine: EngineProcess, client: Client, tiny_bundle_path: Path) -> None:
+    welcome = client.ask(wire.Hello(client="test"), wire.Welcome)
+    bundle = load_bundle(tiny_bundle_path)
+    assert (welcome.bundle, welcome.provider, welcome.baseline_frames) == (bundle.hash, "cpu", 96)
+    message = client.open(ROIS)
+    assert message.header.epoch == engine.facts["epoch"]
+    assert message.header.roi_hash == wire.roi_map_hash(ROIS)
+    client.frames(recording(100))
+    answer = client.onset(stimuli=[*GRATING, wire.Stimulus(stimulus_id="dir=090")], rois=["n003", "n001"])
+    assert answer.stimuli == ("dir=045", "dir=090")
+    assert answer.rois.tolist() == [3, 1]
+    assert answer.probability.shape == (2, 2)
+    assert answer.response is not None
+    assert answer.response.shape == (2, 2, 64)
+    assert answer.valid.all()
+    assert answer.bundle.hex() == bundle.hash
+    stamps = (answer.received_ns, answer.window_ready_ns, answer.submitted_ns, answer.done_ns, answer.published_ns)
+    assert list(stamps) == sorted(stamps)
+    assert client.onset(stimuli=GRATING, detail="probability").response is None
+    description = client.ask(wire.Describe(), wire.Description)
+    assert (description.state, description.rois, description.last_frame) == ("acquiring", ROIS, 99)
+    session, client.session = client.session, 0
+    closed = client.receive(client.send(wire.Close(), session=session)).body
+    assert isinstance(closed, wire.Closed)
+    assert closed.counters == {"frames": 100, "onset_questions": 2}
+    assert client.error(wire.Describe(), session=session).code == ErrorCode.SESSION_LOST
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.03])
+def test_the_windows_of_a_stream_are_the_offline_ones_bit_for_bit(
+    client: Client, tiny_bundle_path: Path, loss: float
+) -> None:
+    bundle = load_bundle(tiny_bundle_path)
+    trace = recording(420, seed=5)
+    trace[200, 4] = np.nan
+    rng = np.random.default_rng(6)
+    stamps = np.cumsum(rng.normal(1 / 30, 2e-5, len(trace)))
+    observed = rng.random(len(trace)) >= loss
+    observed[0] = True
+    # Mid-frame, so that jitter does not decide which frame is the onset frame.
+    onsets_s = stamps[[150, 190, 230, 290, 350, 400]] - 0.017
+    onsets = onset_frames(stamps, onsets_s)
+    held = hold_missing(trace, observed)
+    neurons = bundle.neurons(ROIS, unknown="refuse")
+    client.open(ROIS)
+    requests: dict[int, int] = {}
+    for number in range(len(trace)):
+        for onset_s, frame in zip(onsets_s, onsets, strict=True):
+            if number == frame - 40:
+                onset = wire.Onset(stimuli=GRATING, onset_s=float(onset_s), baseline=True)
+                requests[asked(client, onset)] = int(frame)
+        if observed[number]:
+            client.send(wire.Frame(number=number, device_s=float(stamps[number]), fluorescence=trace[number]))
+    runtime = open_session(bundle, provider="cpu", threads=1)
+    for request, frame in requests.items():
+        answer = client.receive(request).body
+        assert isinstance(answer, wire.Answer)
+        window, seen = held[frame - 96 : frame], observed[frame - 96 : frame].copy()
+        assert answer.onset_frame == frame
+        lead = answer.lead
+        # With loss, a lost frame right before the onset is waited for until the next one shows that it is lost.
+        assert (answer.last_frame, lead) == (frame - 1, 0)
+        offline = read_baseline(window, recipe=bundle.recipe, f0_minimum=neurons.f0_minimum, observed=seen)
+        assert answer.baseline is not None
+        assert answer.baseline.tobytes() == offline.dff.tobytes()
+        np.testing.assert_array_equal(answer.valid, offline.valid)
+        assert answer.held == int((~seen).sum())
+        logit, response, _ = runtime.run(
+            ["logit", "response", "spread"],
+            {
+                "baseline": offline.dff,
+                "neuron": neurons.vectors,
+                "stimulus": bundle.stimulus("dir=045")[None],
+                "row_neuron": np.arange(12),
+                "row_stimulus": np.zeros(12, np.int64),
+            },
+        )
+        np.testing.assert_allclose(answer.probability[0], bundle.probability(logit), atol=1e-4)
+        assert answer.response is not None
+        np.testing.assert_allclose(answer.response[0], response, atol=1e-4)
+    assert len(requests) == len(onsets)
+
+
+def test_five_minutes_of_241_neurons_sent_flat_out_lose_no_frame(client: Client) -> None:
+    rois = [*ROIS, *(f"stranger{k}" for k in range(241 - len(ROIS)))]
+    client.open(rois, unknown="mark")
+    client.ask(wire.Standing(stimuli=GRATING), wire.Accepted)
+    trace = np.random.default_rng(2).lognormal(5, 0.2, (300, 241)).astype(np.float32)
+    for start in range(0, 9000, 300):
+        client.frames(trace, start=start)
+    counters = client.ask(wire.Describe(), wire.Description).counters
+    assert counters["frames"] == 9000
+    assert "gaps" not in counters
+    # Every frame had its standing question, or it was dropped for a newer one and counted.
+    asked_of = counters["standing_questions"] + counters["standing_dropped"]
+    assert 9000 - 300 <= asked_of <= 9000
+    answer = client.onset(stimuli=GRATING)
+    assert (answer.onset_frame, int(answer.known.sum())) == (9000, len(ROIS))
+
+
+def test_with_frames_withheld_the_window_is_the_one_of_training_at_that_lead(
+    client: Client, tiny_bundle_path: Path
+) -> None:
+    bundle = load_bundle(tiny_bundle_path)
+    trace = recording(120, seed=7)
+    client.open(ROIS)
+    client.frames(trace[:117])
+    answer = client.onset(stimuli=GRATING, onset_frame=120, within_s=0.05, baseline=True)
+    observed = np.arange(24, 120) < 117
+    offline = read_baseline(hold_missing(trace[24:120], observed), recipe=bundle.recipe, observed=observed)
+    assert (answer.lead, answer.held, answer.last_frame) == (3, 3, 116)
+    assert answer.baseline is not None
+    assert answer.baseline.tobytes() == offline.dff.tobytes()
+    assert not answer.flags & wire.Flags.DEGRADED
+
+
+def test_when_frames_stop_an_announced_onset_is_still_answered(client: Client) -> None:
+    client.open(ROIS)
+    client.frames(recording(100))
+    answer = client.onset(stimuli=GRATING, onset_frame=112)
+    assert answer.lead == 12
+    assert answer.flags & wire.Flags.DEGRADED
+
+
+def test_answers_are_published_and_standing_questions_follow_the_stream(
+    engine: EngineProcess, client: Client, context: zmq.Context[zmq.Socket[bytes]]
+) -> None:
+    client.open(ROIS)
+    with subscriber(engine, context, wire.subscription(wire.MessageType.ANSWER, session=client.session)) as sub:
+        client.frames(recording(100))
+        standing = client.ask(wire.Standing(stimuli=GRATING, rois=["n002"], detail="probability"), wire.Accepted)
+        client.frames(recording(1), start=100)
+        seen: list[wire.Answer] = []
+        number = 101
+        while len(seen) < 5:
+            client.frames(recording(1), start=number)
+            number += 1
+            if sub.poll(200):
+                message = wire.decode(sub.recv())
+                assert isinstance(message.body, wire.Answer)
+                assert message.header.session == client.session
+                seen.append(message.body)
+        assert {answer.question for answer in seen} == {standing.question}
+        assert [answer.onset_frame for answer in seen] == sorted({answer.onset_frame for answer in seen})
+        assert all(answer.phase == wire.Phase.SPONTANEOUS for answer in seen)
+        assert all(answer.flags & wire.Flags.OUT_OF_PHASE for answer in seen)
+        polled = client.ask(wire.Poll(question=standing.question), wire.Answer)
+        assert polled.onset_frame >= seen[-1].onset_frame
+        client.ask(wire.ClearStanding(question=standing.question), wire.Accepted)
+        assert client.error(wire.Poll(question=standing.question)).code == ErrorCode.UNKNOWN_QUESTION
+
+
+def test_the_same_over_tcp(engine: EngineProcess) -> None:
+    with engine.tcp() as connection:
+        stream = wire.MessageStream()
+        got: list[wire.Message] = []
+
+        def ask(body: wire.Body | wire.Frame, *, session: int = 0) -> None:
+            connection.sendall(wire.with_length(wire.encode(body, session=session, request=7)))
+
+        def reply() -> wire.Message:
+            while not got:
+                got.extend(wire.decode(message) for message in stream.feed(connection.recv(65536)))
+            return got.pop(0)
+
+        ask(wire.Open(subject="m", rois=ROIS, rate_hz=30.0))
+        session = reply().header.session
+        for number, values in enumerate(recording(100)):
+            ask(wire.Frame(number=number, device_s=number / 30, fluorescence=values), session=session)
+        ask(wire.Onset(stimuli=GRATING), session=session)
+        assert isinstance(reply().body, wire.Accepted)
+        answer = reply().body
+        assert isinstance(answer, wire.Answer)
+        assert answer.onset_frame == 100
+        ask(wire.Close(), session=session)
+        assert isinstance(reply().body, wire.Closed)
+
+
+# --- the trigger ------------------------------------------------------------------------------------------------------
+
+
+def test_a_rule_fires_into_the_dry_run_only_while_armed(
+    engine: EngineProcess, client: Client, context: zmq.Context[zmq.Socket[bytes]]
+) -> None:
+    client.open(ROIS)
+    prefixes = [
+        wire.subscription(kind, session=client.session)
+        for kind in (wire.MessageType.DECISION, wire.MessageType.TRIGGER)
+    ]
+    rule = wire.Rule(rule="one", rois=["n000"], threshold=0.0, refractory_s=0.0, max_age_s=60.0)
+    with subscriber(engine, context, *prefixes) as sub:
+        client.frames(recording(100))
+        client.ask(wire.SetRule(rule=rule), wire.Accepted)
+        assert client.ask(wire.ListRules(), wire.Rules).rules == [rule]
+
+        def decided() -> str:
+            answer = client.onset(stimuli=GRATING)
+            while True:
+                body = wire.decode(sub.recv()).body
+                if isinstance(body, wire.Decision) and body.question == answer.question:
+                    assert body.output == "dry-run"
+                    return body.reason
+
+        # A subscription takes effect some time after it was made.
+        wait_until(lambda: (client.onset(stimuli=GRATING), sub.poll(100))[1])
+        assert decided() == "disarmed"
+        state = client.ask(wire.Arm(lease_s=60.0), wire.Trigger)
+        assert state.state == "armed"
+        assert decided() == "fired"
+        client.ask(wire.Heartbeat(lease=state.lease), wire.Trigger)
+        assert client.error(wire.Heartbeat(lease=state.lease + 1)).code == ErrorCode.NOT_ARMED
+        client.ask(wire.Stop(), wire.Accepted, session=0)
+        assert decided() == "stopped"
+        assert client.error(wire.Arm()).code == ErrorCode.STOPPED
+        client.ask(wire.Disarm(), wire.Trigger)
+        client.ask(wire.Arm(lease_s=0.2), wire.Trigger)
+        while True:
+            body = wire.decode(sub.recv()).body
+            if isinstance(body, wire.Trigger) and body.state == "disarmed" and body.fired:
+                break
+        while client.ask(wire.GetTrigger(), wire.Trigger).state == "armed":
+            pass
+        assert decided() == "disarmed"
+        assert client.ask(wire.GetTrigger(), wire.Trigger).fired == 1
+        client.ask(wire.RemoveRule(rule="one"), wire.Accepted)
+        assert client.error(wire.RemoveRule(rule="one")).code == ErrorCode.UNKNOWN_RULE
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def frame(number: int, *, rois: int = 12, **fields: Any) -> wire.Frame:
+    return wire.Frame(number=number, **{"device_s": number / 30, "fluorescence": np.ones(rois, np.float32), **fields})
+
+
+def patched(data: bytes, offset: int, value: bytes) -> bytes:
+    return data[:offset] + value + data[offset + len(value) :]
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (frame(100, rois=11), ErrorCode.WRONG_NEURON_COUNT),
+        (frame(99), ErrorCode.DUPLICATE_FRAME),
+        (frame(100, device_s=1.0), ErrorCode.BAD_TIME),
+        (frame(100, roi_hash=3), ErrorCode.WRONG_ROI_MAP),
+        (wire.Onset(stimuli=GRATING, onset_frame=20), ErrorCode.ONSET_BEFORE_BUFFER),
+        (wire.Onset(stimuli=GRATING, onset_s=0.5), ErrorCode.ONSET_BEFORE_BUFFER),
+        (wire.Onset(stimuli=GRATING, onset_s=99 / 30 + 10.5), ErrorCode.ONSET_TOO_FAR),
+        (wire.Onset(stimuli=[wire.Stimulus(stimulus_id="stranger")]), ErrorCode.UNKNOWN_STIMULUS),
+        (wire.Onset(stimuli=GRATING, rois=["stranger"]), ErrorCode.UNKNOWN_ROI),
+        (wire.Poll(), ErrorCode.NO_ANSWER_YET),
+        (wire.Poll(question=12345), ErrorCode.UNKNOWN_QUESTION),
+        (wire.SetRule(rule=wire.Rule(rule="r", rois=["stranger"], threshold=0.5)), ErrorCode.UNKNOWN_ROI),
+        (wire.Heartbeat(lease=1), ErrorCode.NOT_ARMED),
+        (wire.Accepted(), ErrorCode.UNEXPECTED),
+    ],
+)
+def test_a_request_that_is_refused_is_told_counted_and_changes_nothing(
+    client: Client, body: wire.Body | wire.Frame, code: ErrorCode
+) -> None:
+    client.open(ROIS)
+    client.frames(recording(100))
+    counted = client.counters().get(f"error_{code}", 0)
+    before = client.ask(wire.Describe(), wire.Description)
+    error = client.error(body)
+    assert (error.code, error.refused) == (code, body.message_type)
+    after = client.ask(wire.Describe(), wire.Description)
+    assert {k: v for k, v in after.counters.items() if not k.startswith("refused_")} == before.counters
+    assert after.last_frame == before.last_frame
+    assert client.counters()[f"error_{code}"] == counted + 1
+    assert client.onset(stimuli=GRATING).onset_frame == 100
+
+
+def test_a_frame_older_than_the_reorder_window_is_refused_a_newer_one_taken(client: Client) -> None:
+    client.open(ROIS)
+    trace = recording(130)
+    client.frames(trace[:100])
+    client.frames(trace[101:110], start=101)
+    assert client.error(frame(100)).code == ErrorCode.FRAME_TOO_OLD
+    client.frames(trace[112:115], start=112)
+    client.frames(trace[110:112], start=110)
+    counters = client.ask(wire.Describe(), wire.Description).counters
+    assert (counters["reordered_frames"], counters["gap_frames"]) == (2, 3)
+
+
+def test_without_a_session_or_with_a_lost_one(client: Client) -> None:
+    assert client.error(frame(0)).code == ErrorCode.NO_SESSION
+    assert client.error(frame(0), session=424242).code == ErrorCode.SESSION_LOST
+    assert client.error(wire.Open(subject="m", rois=["stranger"], rate_hz=30.0)).code == ErrorCode.UNKNOWN_NEURON
+    assert client.error(wire.Hello(oldest=2, newest=3)).code == ErrorCode.UNSUPPORTED_VERSION
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"", ErrorCode.TRUNCATED),
+        (b"garbage", ErrorCode.BAD_MAGIC),
+        (wire.encode(frame(0))[:-1], ErrorCode.TRUNCATED),
+        (wire.encode(frame(0)) + b"\0", ErrorCode.LENGTH_MISMATCH),
+        (patched(wire.encode(frame(0)), 19, b"\x01"), ErrorCode.WRONG_FORMAT),
+        (patched(wire.encode(frame(0)), 19, b"\x07"), ErrorCode.WRONG_FORMAT),
+        (patched(wire.encode(frame(0)), 72, struct.pack("<I", 24)), ErrorCode.BAD_PAYLOAD),
+        (patched(wire.encode(frame(0)), 4, b"\x02"), ErrorCode.UNSUPPORTED_VERSION),
+        (patched(wire.encode(frame(0)), 6, b"\xff\xff"), ErrorCode.UNKNOWN_TYPE),
+        (wire.encode(frame(0)) + bytes(wire.MAX_MESSAGE), ErrorCode.OVERSIZED),
+    ],
+)
+def test_bytes_that_are_no_message_get_a_typed_error(client: Client, data: bytes, code: ErrorCode) -> None:
+    client.socket.send(data)
+    message = client.receive(0)
+    assert isinstance(message.body, wire.Error)
+    assert message.body.code == code
+
+
+def test_a_message_of_several_parts_is_refused(client: Client) -> None:
+    client.socket.send_multipart([b"", wire.encode(wire.GetStatus())])
+    error = client.receive(0).body
+    assert isinstance(error, wire.Error)
+    assert "DEALER" in error.message
+
+
+def everything(connection: socket.socket) -> bytes:
+    """All that is sent until the other side closes."""
+    parts = []
+    while data := connection.recv(65536):
+        parts.append(data)
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: here\r\n\r\n" * 1000, ErrorCode.BAD_MAGIC),
+        (struct.pack("<I", 2**31) + wire.encode(frame(0)), ErrorCode.OVERSIZED),
+        (struct.pack("<I", 5) + b"QNTF", ErrorCode.TRUNCATED),
+        (np.random.default_rng(0).bytes(1_000_000), ErrorCode.BAD_MAGIC),
+    ],
+)
+def test_garbage_over_tcp_gets_an_error_and_the_connection_is_closed(
+    engine: EngineProcess, client: Client, data: bytes, code: ErrorCode
+) -> None:
+    with engine.tcp() as connection:
+        connection.sendall(data)
+        (message,) = wire.MessageStream().feed(everything(connection))
+        error = wire.decode(message).body
+    assert isinstance(error, wire.Error)
+    assert error.code == code
+    client.counters()
+
+
+def test_a_bad_message_in_a_good_stream_leaves_the_tcp_connection_open(engine: EngineProcess) -> None:
+    with engine.tcp() as connection:
+        bad = patched(wire.encode(frame(0)), 6, b"\xff\xff")
+        connection.sendall(wire.with_length(bad) + wire.with_length(wire.encode(wire.Ping(), request=5)))
+        stream = wire.MessageStream()
+        got: list[wire.Message] = []
+        while len(got) < 2:
+            got += [wire.decode(message) for message in stream.feed(connection.recv(4096))]
+    assert [type(message.body) for message in got] == [wire.Error, wire.Pong]
+
+
+def test_garbage_on_every_port_does_not_stop_a_stream(engine: EngineProcess, client: Client) -> None:
+    client.open(ROIS)
+    trace = recording(160)
+    rng = np.random.default_rng(1)
+    for start in range(0, 160, 8):
+        for endpoint in engine.endpoints.values():
+            host, port = endpoint.removeprefix("tcp://").rsplit(":", 1)
+            with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as raw:
+                raw.sendall(rng.bytes(int(rng.integers(1, 5000))))
+        client.frames(trace[start : start + 8], start=start)
+    assert client.onset(stimuli=GRATING).onset_frame == 160
+    assert client.ask(wire.Describe(), wire.Description).counters["frames"] == 160
+
+
+def test_clients_that_vanish_or_do_not_read_do_not_stop_a_stream(
+    engine: EngineProcess, client: Client, context: zmq.Context[zmq.Socket[bytes]]
+) -> None:
+    client.open(ROIS)
+    client.frames(recording(100))
+    # One that asks and goes before it is answered, one in the middle of a message.
+    gone = Client(engine.endpoints["zmq"], context)
+    gone.session = client.session
+    asked(gone, wire.Onset(stimuli=GRATING, onset_frame=110))
+    gone.close()
+    with engine.tcp() as half:
+        half.sendall(wire.with_length(wire.encode(frame(0)))[:50])
+    # One that subscribes to everything and never reads, one that asks much over TCP and never reads.
+    with subscriber(engine, context, b"") as deaf, engine.tcp() as silent:
+        deaf.setsockopt(zmq.RCVHWM, 1)
+        poll = wire.with_length(wire.encode(wire.Poll(), session=client.session))
+        client.onset(stimuli=GRATING, baseline=True)
+        silent.settimeout(0.5)
+        # Its answers fill what is kept for it: it is closed, and until then its questions are read.
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            while client.counters().get("closed_slow_client", 0) == 0:
+                silent.sendall(poll * 1000)
+        before = client.counters()
+        client.frames(recording(30), start=100)
+        for _ in range(200):
+            client.onset(stimuli=GRATING, baseline=True)
+        after = client.counters()
+        assert after["frames"] - before["frames"] == 30
+        assert after["answers"] - before["answers"] >= 200
+    assert after["closed_slow_client"] == 1
+    wait_until(lambda: client.counters().get("dropped_vanished_client", 0) >= 1)
+
+
+def test_more_sessions_and_questions_than_there_may_be(client: Client) -> None:
+    client.open(ROIS)
+    client.frames(recording(100))
+    requests = [client.send(wire.Onset(stimuli=GRATING, onset_frame=390)) for _ in range(65)]
+    replies = [client.receive(request).body for request in requests]
+    assert [type(reply) for reply in replies] == [wire.Accepted] * 64 + [wire.Error]
+    client.ask(wire.Acquisition(event="abort"), wire.Accepted)
+    lost = [client.receive(request).body for request in requests[:64]]
+    assert {error.code for error in lost if isinstance(error, wire.Error)} == {ErrorCode.WINDOW_NOT_READY}
+    assert client.error(frame(0)).code == ErrorCode.NOT_ACQUIRING
+    more = []
+    while isinstance(
+        (reply := client.receive(client.send(wire.Open(subject="m", rois=ROIS, rate_hz=30.0)))).body, wire.Opened
+    ):
+        more.append(reply.header.session)
+    assert isinstance(reply.body, wire.Error)
+    assert reply.body.code == ErrorCode.TOO_MANY_SESSIONS
+    assert len(more) == 7
+    for session in more:
+        client.ask(wire.Close(), wire.Closed, session=session)
+
+
+# --- the process ------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_engine_has_a_new_epoch_and_no_sessions_and_is_disarmed(
+    tiny_bundle_path: Path, context: zmq.Context[zmq.Socket[bytes]]
+) -> None:
+    with running(tiny_bundle_path) as first:
+        client = Client(first.endpoints["zmq"], context)
+        client.open(ROIS)
+        client.ask(wire.Arm(lease_s=60.0), wire.Trigger)
+        client.frames(recording(100))
+        pending = asked(client, wire.Onset(stimuli=GRATING, onset_frame=105))
+        first.process.send_signal(signal.SIGTERM)
+        # What is pending is answered before it ends.
+        answer = client.receive(pending).body
+        assert isinstance(answer, wire.Answer)
+        assert answer.lead == 5
+        assert first.process.wait(PATIENCE_S) == 0
+        ports = {f"{name}_port": end.rsplit(":", 1)[1] for name, end in first.endpoints.items()}
+    with running(tiny_bundle_path, **{name: value for name, value in ports.items() if name != "zmq_port"}) as second:
+        again = Client(second.endpoints["zmq"], context)
+        assert second.facts["epoch"] != first.facts["epoch"]
+        assert again.error(frame(100), session=client.session).code == ErrorCode.SESSION_LOST
+        again.open(ROIS)
+        assert again.ask(wire.GetTrigger(), wire.Trigger).state == "disarmed"
+        again.close()
+    client.close()
+
+
+def test_a_token_is_asked_for_on_every_connection(
+    tiny_bundle_path: Path, context: zmq.Context[zmq.Socket[bytes]]
+) -> None:
+    with running(tiny_bundle_path, token="secret") as engine:
+        client = Client(engine.endpoints["zmq"], context)
+        assert client.error(wire.GetStatus()).code == ErrorCode.UNAUTHORIZED
+        assert client.error(wire.Hello(token="wrong")).code == ErrorCode.UNAUTHORIZED
+        client.ask(wire.Ping(), wire.Pong)
+        client.ask(wire.Hello(token="secret"), wire.Welcome)
+        client.ask(wire.GetStatus(), wire.Status)
+        other = Client(engine.endpoints["zmq"], context)
+        assert other.error(wire.GetStatus()).code == ErrorCode.UNAUTHORIZED
+        other.close()
+        client.close()
+        assert engine.end() == 0
+
+
+@pytest.mark.parametrize("setting", ["zmq_port", "pub_port", "tcp_port"])
+def test_a_busy_port_is_an_error_that_names_port_and_flag(tiny_bundle_path: Path, setting: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        engine = EngineProcess(tiny_bundle_path, **{setting: port})
+        assert engine.process.wait(PATIENCE_S) == 1
+        engine.kill()
+    assert str(port) in engine.facts["failed"]
+    assert "--" + setting.replace("_", "-") in engine.facts["failed"]
+
+
+def test_what_cannot_start_says_why(tmp_path: Path) -> None:
+    for settings, status, words in (
+        ({"bundle": tmp_path}, 3, "manifest.json"),
+        ({"bundle": ""}, 2, "--bundle"),
+        ({"bundle": tmp_path, "host": "0.0.0.0"}, 2, "token"),
+    ):
+        engine = EngineProcess(tmp_path, **settings)
+        assert engine.process.wait(PATIENCE_S) == status
+        engine.kill()
+        assert words in engine.facts["failed"]
+
+
+def test_the_engine_loads_no_torch_and_no_http() -> None:
+    program = (
+        "import sys, quantformer_service.engine\n"
+        "print([m for m in ('torch', 'fastapi', 'starlette', 'uvicorn', 'httpx') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
