@@ -173,10 +173,11 @@ class Microscope:
         return self.answers.popleft() if self.answers else None
 
     def close(self) -> dict[str, int]:
-        """Close the session and the connection; what happened in the session, by name (empty if it was lost)."""
+        """Close the session and the connection; what happened in the session, by name (empty if it is gone already)."""
         try:
             if self._lost:
                 return {}
+            self._lost = "it was closed"
             return self.connection.ask(wire.Close(), expect=wire.Closed, session=self.session).counters
         finally:
             self.connection.close()
@@ -185,7 +186,8 @@ class Microscope:
         return self.connection.ask(body, expect=wire.Accepted, session=self.session)
 
     def _check(self) -> None:
-        self.connection.drain()
+        if not self._lost:
+            self.connection.drain()
         if self._lost:
             raise SessionLostError(ErrorCode.SESSION_LOST, self._lost)
 

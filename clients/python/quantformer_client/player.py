@@ -99,7 +99,7 @@ class Player:
             UnreachableError: the connection is gone, or the engine does not keep up.
         """
         real = pace == "real"
-        schedule = self._schedule()
+        schedule = self.schedule()
         pending = deque(sorted((shown.onset_s - self.ahead_s, index) for index, shown in enumerate(self.presentations)))
         questions: dict[int, int] = {}
         before = dict(microscope.refused)
@@ -138,11 +138,11 @@ class Player:
         """The recording's time at which the run begins."""
         return float(self.timestamps_s[0])
 
-    def _schedule(self) -> list[tuple[float, int]]:
-        """When (recording's clock) each frame leaves, in the order of leaving; lost ones are not in it."""
+    def schedule(self) -> list[tuple[float, int]]:
+        """When (s on the recording's clock) each frame leaves, in the order of leaving; lost ones are not in it."""
         rng = np.random.default_rng(self.disturbance.seed)
         frames = len(self.timestamps_s)
-        due = self.timestamps_s + self.delivery_s + rng.uniform(0.0, max(self.disturbance.jitter_s, 1e-300), frames)
+        due = self.timestamps_s + self.delivery_s + self.disturbance.jitter_s * rng.random(frames)
         due = np.maximum.accumulate(due)
         kept = np.flatnonzero(rng.random(frames) >= self.disturbance.loss)
         swap = rng.random(max(len(kept) - 1, 0)) < self.disturbance.reorder
