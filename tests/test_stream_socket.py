@@ -150,11 +150,20 @@ def test_a_client_that_vanishes_without_a_word(service: RunningService) -> None:
         assert scope.wait(PATIENCE_S) is not None
 
 
-@pytest.mark.parametrize("query", ["?session=abc", "?detail=everything"])
-def test_a_bad_query_is_refused(service: RunningService, query: str) -> None:
+@pytest.mark.parametrize(
+    ("query", "status", "code"),
+    [
+        ("?session=abc", 422, "bad_payload"),
+        ("?detail=everything", 422, "bad_payload"),
+        ("?session=12345", 404, "session_lost"),
+        ("?session=-1", 404, "session_lost"),
+    ],
+)
+def test_a_bad_query_or_unknown_session_is_refused(service: RunningService, query: str, status: int, code: str) -> None:
     with pytest.raises(InvalidStatus) as caught, stream(service, query):
         pass
-    assert caught.value.response.status_code == 403
+    assert caught.value.response.status_code == status
+    assert json.loads(caught.value.response.body)["error"]["code"] == code
 
 
 def test_a_page_of_another_site_is_refused_with_the_reason(service: RunningService) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from fastapi import FastAPI, Query, WebSocket
-from fastapi.exceptions import RequestValidationError
+from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -307,6 +307,12 @@ def build(api: Api, *, settings: Settings) -> FastAPI:
         )
 
     async def stream(socket: WebSocket, session: Watched = None, detail: Detail = "forecast") -> None:
+        try:
+            if session is not None:
+                await api.describe(session)
+        except (HttpRefusalError, WireError) as error:
+            await socket.send_denial_response(refusal_response(error.code, str(error)))
+            return
         await api.live.serve(socket, session=session, detail=detail)
 
     app.add_api_websocket_route("/v1/stream", stream)
@@ -327,8 +333,7 @@ def _add_errors(app: FastAPI) -> None:
 
     async def invalid(_request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        found = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}, found {one['input']!r}" for one in error.errors())
-        return refusal_response(ErrorCode.BAD_PAYLOAD, found[:500])
+        return refusal_response(ErrorCode.BAD_PAYLOAD, _found(error.errors()))
 
     async def elsewhere(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -340,7 +345,12 @@ def _add_errors(app: FastAPI) -> None:
         _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
         return refusal_response(ErrorCode.INTERNAL, f"an error that nobody foresaw ({type(error).__name__}); see the log")
 
+    async def invalid_stream(socket: WebSocket, error: Exception) -> None:
+        assert isinstance(error, WebSocketRequestValidationError)
+        await socket.send_denial_response(refusal_response(ErrorCode.BAD_PAYLOAD, _found(error.errors())))
+
     handlers: Iterable[tuple[type[Exception], Any]] = [
+        (WebSocketRequestValidationError, invalid_stream),
         (HttpRefusalError, refused),
         (WireError, unencodable),
         (RequestValidationError, invalid),
@@ -349,6 +359,12 @@ def _add_errors(app: FastAPI) -> None:
     ]
     for kind, handler in handlers:
         app.add_exception_handler(kind, handler)
+
+
+def _found(errors: Iterable[Any]) -> str:
+    """What was wrong with the path or the query."""
+    lines = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}, found {one['input']!r}" for one in errors)
+    return "; ".join(lines)[:500]
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

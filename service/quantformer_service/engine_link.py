@@ -93,9 +93,6 @@ class EngineLink:
         self._listeners: tuple[Listener, ...] = ()
         self._requests = itertools.count(_HELLO + 1)
         self._outgoing: SimpleQueue[tuple[int, Sequence[bytes]] | None] = SimpleQueue()
-        self._context = zmq.Context()
-        self._wake: zmq.Socket[bytes] = self._context.socket(zmq.PUSH)
-        self._wake.bind("inproc://wake")
         self._thread = threading.Thread(target=self._run, name="engine-link", daemon=True)
         self._connected = False
         #: The engine's greeting and epoch; None while it is not there.
@@ -108,6 +105,9 @@ class EngineLink:
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
+        self._context = zmq.Context()
+        self._wake: zmq.Socket[bytes] = self._context.socket(zmq.PUSH)
+        self._wake.bind("inproc://wake")
         self._thread.start()
         return self
 
