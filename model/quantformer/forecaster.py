@@ -27,6 +27,7 @@ FORECAST: Final = 1
 CLIP: Final = 40.0
 #: Bins of the baseline in its summary.
 SUMMARY_BINS: Final = 8
+SHORTCUT_GAIN: Final = 10.0
 
 
 class Shortcut(nn.Module):
@@ -48,7 +49,8 @@ class Shortcut(nn.Module):
         centred = baseline - baseline.mean(-1, keepdim=True)
         deviation = (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
         end = baseline[:, -5:].mean(-1, keepdim=True)
-        mapped: Tensor = self.linear(torch.cat([bins, deviation, end, tuning], dim=1))
+        # A rate between 0 and 1 needs a weight of several units; the gain lets a small learning rate reach it in time.
+        mapped: Tensor = SHORTCUT_GAIN * self.linear(torch.cat([bins, deviation, end, tuning], dim=1))
         return mapped
 
 

@@ -37,6 +37,14 @@ class FinetuneConfig:
     drop_stimulus: float = 0.1
     decoded_weight: float = 1.0
 
+    def stopped(self, activation: LoopResult, forecast: LoopResult) -> FinetuneConfig:
+        """The same training, ended after the epochs that were best in these runs."""
+        return replace(
+            self,
+            activation=replace(self.activation, stop_after=activation.best_epoch + 1),
+            forecast=replace(self.forecast, stop_after=forecast.best_epoch + 1),
+        )
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainedModel:
@@ -83,10 +91,11 @@ def finetune(
     validation: ExampleSource,
     config: FinetuneConfig,
     report: Report,
+    stage: str = "",
     checkpoints: Path | None = None,
     fingerprint: str = "",
 ) -> TrainedModel:
-    """Train activation and response networks from one pre-trained auto-encoder."""
+    """Train activation and response networks from one pre-trained auto-encoder; ``stage`` precedes the tasks' names."""
     torch.manual_seed(config.activation.seed)
     forecaster = Forecaster(
         pretrained.config,
@@ -127,10 +136,10 @@ def finetune(
             ),
         ),
     )
-    for stage, network, loop, loss, criterion in tasks:
+    for task, network, loop, loss, criterion in tasks:
         results.append(
             run_loop(
-                stage=stage,
+                stage=stage + task,
                 network=network,
                 config=loop,
                 losses=lambda epoch, loss=loss, loop=loop: (  # type: ignore[misc]
@@ -138,8 +147,8 @@ def finetune(
                 ),
                 validate=lambda criterion=criterion: validate(criterion),  # type: ignore[misc]
                 report=report,
-                checkpoint=None if checkpoints is None else checkpoints / f"{stage}.pt",
-                fingerprint=f"{fingerprint} {stage} {config} {digest[:16]}",
+                checkpoint=None if checkpoints is None else checkpoints / f"{stage}{task}.pt".replace(" ", "-"),
+                fingerprint=f"{fingerprint} {stage}{task} {config} {digest[:16]}",
             )
         )
     if forecaster.teacher.codebook.digest() != digest:

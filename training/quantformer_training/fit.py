@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quantformer.config import PRESETS, ModelConfig
 from quantformer.errors import RecordingError
@@ -23,7 +22,7 @@ from quantformer_training.loop import LoopConfig, Report
 from quantformer_training.pretrain import Pretrained, Windows, load_pretrained, pretrain, random_windows, whole
 from quantformer_training.rows import Rows
 from quantformer_training.splits import PARTS, Split
-from quantformer_training.trials import Moments, TrialReader, Trials, pseudo_moments, real_moments
+from quantformer_training.trials import TrialReader, Trials, pseudo_moments, real_moments
 from quantformer_training.tuning import Tuning, fit_tuning, out_of_fold, quantities
 
 #: Stimuli with more ids than this are told apart by their features alone.
@@ -34,7 +33,10 @@ PSEUDO_STRIDE = 3
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """Everything that decides a fit; `quick` and `full` are the two in use."""
+    """Everything that decides a fit; `quick` and `full` are the two in use.
+
+    ``refit`` trains once more on training and validation together, for as many epochs as validation chose.
+    """
 
     preset: str
     pretraining: LoopConfig
@@ -42,6 +44,7 @@ class FitConfig:
     own_windows: int
     unlabelled_windows: int
     pretraining_batch: int = 128
+    refit: bool = True
     seed: int = 0
 
     @property
@@ -59,6 +62,7 @@ class FitConfig:
             finetuning=FinetuneConfig(activation=task, forecast=task, rows_per_epoch=5000),
             own_windows=3000,
             unlabelled_windows=0,
+            refit=False,
             seed=seed,
         )
 
@@ -93,14 +97,8 @@ class Fitted:
 
     def source(self, trials: Trials) -> ExampleSource:
         """Examples of any trials of the recording, with the tuning that a bundle would hold."""
-        features = self.vocabulary.tuning_features(trials.moments)
-        return ExampleSource(
-            self.reader,
-            trials,
-            vocabulary=self.vocabulary,
-            signal_scale=self.pretrained.signal_scale,
-            tuning=(self.tuning.of(features), self.tuning.of_population(features)),
-        )
+        parts = _Parts(reader=self.reader, vocabulary=self.vocabulary, real=self.real, pseudo=self.pseudo)
+        return parts.source(trials, tuning=self.tuning, scale=self.pretrained.signal_scale)
 
 
 def fit(
@@ -121,63 +119,127 @@ def fit(
     Raises:
         RecordingError: a part has no usable trial, or validation has only one class.
     """
-    recipe, rule = SignalRecipe(), LabelRule()
-    reader = TrialReader(recording, split=split, recipe=recipe, rule=rule)
-    candidates = np.arange(recipe.baseline_frames, recording.frames - recipe.response_frames, PSEUDO_STRIDE)
-    moments = {"real": real_moments(recording), "pseudo": pseudo_moments(recording, candidates, recipe=recipe)}
-    real = {part: reader.read(moments["real"], part=part) for part in PARTS}
-    pseudo = {part: reader.read(moments["pseudo"], part=part) for part in PARTS}
-    _check(real, recording)
-    vocabulary = vocabulary_of(recording, moments["real"])
+    vocabulary = vocabulary_of(recording)
+    parts = _Parts.read(recording, split=split, vocabulary=vocabulary)
+    parts.check()
     if pretrained is None:
-        made = _pretrain(recording, unlabelled, reader=reader, config=config, report=report, checkpoints=checkpoints)
+        made = _pretrain(parts.reader, unlabelled, config=config, report=report, checkpoints=checkpoints)
     else:
         made = load_pretrained(pretrained)
-    tuning, of_training = _tune(real["train"], pseudo["train"], vocabulary=vocabulary, scale=made.signal_scale)
-    training = [
-        ExampleSource(reader, trials, vocabulary=vocabulary, signal_scale=made.signal_scale, tuning=known)
-        for trials, known in zip((real["train"], pseudo["train"]), of_training, strict=True)
-    ]
-    features = vocabulary.tuning_features(real["validation"].moments)
-    validation = ExampleSource(
-        reader,
-        real["validation"],
-        vocabulary=vocabulary,
-        signal_scale=made.signal_scale,
-        tuning=(tuning.of(features), tuning.of_population(features)),
-    )
-    model = finetune(
-        made,
-        vocabulary=vocabulary,
-        real=training[0],
-        pseudo=training[1],
-        validation=validation,
-        config=config.finetuning,
-        report=report,
-        checkpoints=checkpoints,
-        fingerprint=fingerprint(recording),
-    )
+    mark = fingerprint(recording)
+
+    def train(stage: str, parts: _Parts, tuned: _Tuned, loops: FinetuneConfig) -> TrainedModel:
+        return finetune(
+            made,
+            vocabulary=vocabulary,
+            real=tuned.real,
+            pseudo=tuned.pseudo,
+            validation=parts.source(parts.real["validation"], tuning=tuned.tuning, scale=made.signal_scale),
+            config=loops,
+            report=report,
+            stage=stage,
+            checkpoints=checkpoints,
+            fingerprint=mark,
+        )
+
+    tuned = parts.tune(made.signal_scale)
+    model = train("", parts, tuned, config.finetuning)
+    validation = parts.source(parts.real["validation"], tuning=tuned.tuning, scale=made.signal_scale)
     seconds = sum(high - low for low, high in split.validation) / recording.rate_hz
+    calibrated = calibrate(model, validation, seconds=seconds)
+    if config.refit:
+        # Validation has chosen the number of epochs and the calibration; the last fit learns from its trials too.
+        parts = _Parts.read(recording, split=split.merged(), vocabulary=vocabulary)
+        tuned = parts.tune(made.signal_scale)
+        model = train("refit ", parts, tuned, config.finetuning.stopped(*model.results))
     return Fitted(
         config=config,
-        reader=reader,
-        split=split,
+        reader=parts.reader,
+        split=parts.reader.split,
         vocabulary=vocabulary,
         pretrained=made,
-        tuning=tuning,
+        tuning=tuned.tuning,
         model=model,
-        calibrated=calibrate(model, validation, seconds=seconds),
-        real=real,
-        pseudo=pseudo,
+        calibrated=calibrated,
+        real=parts.real,
+        pseudo=parts.pseudo,
     )
 
 
-def rows_of(trials: Trials, *, vocabulary: Vocabulary) -> Rows:
-    """The valid neuron-trials as plain arrays, in the order of `ExampleSource.at_lead`; stimuli by id, else category."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Tuned:
+    """A tuning, and the training examples with what it would say had their own presentation not been fitted."""
+
+    tuning: Tuning
+    real: ExampleSource
+    pseudo: ExampleSource
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Parts:
+    """The trials of each part of one recording under one split."""
+
+    reader: TrialReader
+    vocabulary: Vocabulary
+    real: dict[str, Trials]
+    pseudo: dict[str, Trials]
+
+    @classmethod
+    def read(cls, recording: Recording, *, split: Split, vocabulary: Vocabulary) -> _Parts:
+        recipe = SignalRecipe()
+        reader = TrialReader(recording, split=split, recipe=recipe, rule=LabelRule())
+        candidates = np.arange(recipe.baseline_frames, recording.frames - recipe.response_frames, PSEUDO_STRIDE)
+        real, pseudo = real_moments(recording), pseudo_moments(recording, candidates, recipe=recipe)
+        return cls(
+            reader=reader,
+            vocabulary=vocabulary,
+            real={part: reader.read(real, part=part) for part in PARTS},
+            pseudo={part: reader.read(pseudo, part=part) for part in PARTS},
+        )
+
+    def check(self) -> None:
+        source = self.reader.recording.provenance.source
+        for part, trials in self.real.items():
+            if not trials.valid.any():
+                raise RecordingError(f"{source}: no usable trial in the {part} part; left out: {dict(trials.rejected)}")
+        for part in ("train", "validation"):
+            active = self.real[part].active[self.real[part].valid]
+            if active.all() or not active.any():
+                raise RecordingError(
+                    f"{source}: every one of the {len(active)} neuron-trials of the {part} part is "
+                    f"{'active' if active.all() else 'inactive'}; both classes are needed: move the split or use more trials"
+                )
+
+    def source(self, trials: Trials, *, tuning: Tuning, scale: float) -> ExampleSource:
+        features = self.vocabulary.tuning_features(trials.moments)
+        known = (tuning.of(features), tuning.of_population(features))
+        return ExampleSource(self.reader, trials, vocabulary=self.vocabulary, signal_scale=scale, tuning=known)
+
+    def tune(self, scale: float) -> _Tuned:
+        sets = [self.real["train"], self.pseudo["train"]]
+        features = np.concatenate([self.vocabulary.tuning_features(trials.moments) for trials in sets])
+        values = np.concatenate([quantities(trials, signal_scale=scale) for trials in sets])
+        valid = np.concatenate([trials.valid for trials in sets])
+        block = np.concatenate([trials.moments.trial for trials in sets])
+        judged = np.concatenate([~trials.moments.pseudo for trials in sets])
+        tuning = fit_tuning(features, values, valid, block, judged=judged)
+        neuron, population = out_of_fold(features, values, valid, block, strength=tuning.strength)
+        cut = len(sets[0].moments)
+        real, pseudo = (
+            ExampleSource(self.reader, trials, vocabulary=self.vocabulary, signal_scale=scale, tuning=known)
+            for trials, known in zip(
+                sets, ((neuron[:cut], population[:cut]), (neuron[cut:], population[cut:])), strict=True
+            )
+        )
+        return _Tuned(tuning=tuning, real=real, pseudo=pseudo)
+
+
+def rows_of(trials: Trials) -> Rows:
+    """The valid neuron-trials as plain arrays, in the order of `ExampleSource.at_lead`."""
     moment, neuron = np.nonzero(trials.valid)
-    names = sorted(set(trials.moments.stimulus_id))
-    known = {name: row for row, name in enumerate((*vocabulary.stimulus_ids, *names))}
-    stimulus = np.array([known[name] for name in trials.moments.stimulus_id], np.int64)
+    # A label that depends on the name alone, so that training and test rows agree whichever stimuli each happens to hold.
+    digests = [hashlib.blake2b(name.encode(), digest_size=7).digest() for name in trials.moments.stimulus_id]
+    stimulus = np.array([int.from_bytes(digest, "big") for digest in digests], np.int64)
     return Rows(
         baseline=trials.baseline[moment, neuron],
         f0=trials.f0[moment, neuron],
@@ -189,8 +251,9 @@ def rows_of(trials: Trials, *, vocabulary: Vocabulary) -> Rows:
     )
 
 
-def vocabulary_of(recording: Recording, real: Moments) -> Vocabulary:
+def vocabulary_of(recording: Recording) -> Vocabulary:
     """Neurons, stimuli and features of a recording."""
+    real = real_moments(recording)
     categories = set(real.category)
     features = {name for features in real.features for name in features}
     ids = tuple(sorted(set(real.stimulus_id)))
@@ -209,31 +272,15 @@ def fingerprint(recording: Recording) -> str:
     return digest.hexdigest()[:16]
 
 
-def _check(real: dict[str, Trials], recording: Recording) -> None:
-    for part, trials in real.items():
-        if not trials.valid.any():
-            raise RecordingError(
-                f"{recording.provenance.source}: no usable trial in the {part} part; left out: {dict(trials.rejected)}"
-            )
-    for part in ("train", "validation"):
-        active = real[part].active[real[part].valid]
-        if active.all() or not active.any():
-            raise RecordingError(
-                f"{recording.provenance.source}: every one of the {len(active)} neuron-trials of the {part} part is "
-                f"{'active' if active.all() else 'inactive'}; both classes are needed: move the split or use more trials"
-            )
-
-
 def _pretrain(
-    recording: Recording,
+    reader: TrialReader,
     unlabelled: Sequence[Recording],
     *,
-    reader: TrialReader,
     config: FitConfig,
     report: Report,
     checkpoints: Path | None,
 ) -> Pretrained:
-    recipe, rule, seed = reader.recipe, reader.rule, config.seed
+    recording, recipe, rule, seed = reader.recording, reader.recipe, reader.rule, config.seed
     share = max(1, config.unlabelled_windows // max(len(unlabelled), 1))
     train = [
         random_windows(
@@ -265,19 +312,3 @@ def _pretrain(
         batch=config.pretraining_batch,
         checkpoint=None if checkpoints is None else checkpoints / "pretraining.pt",
     )
-
-
-def _tune(
-    real: Trials, pseudo: Trials, *, vocabulary: Vocabulary, scale: float
-) -> tuple[Tuning, list[tuple[NDArray[np.float32], NDArray[np.float32]]]]:
-    """The tuning, and for each set of training trials what it would have been without their own presentation."""
-    sets = [real, pseudo]
-    features = np.concatenate([vocabulary.tuning_features(trials.moments) for trials in sets])
-    values = np.concatenate([quantities(trials, signal_scale=scale) for trials in sets])
-    valid = np.concatenate([trials.valid for trials in sets])
-    block = np.concatenate([trials.moments.trial for trials in sets])
-    judged = np.concatenate([~trials.moments.pseudo for trials in sets])
-    tuning = fit_tuning(features, values, valid, block, judged=judged)
-    neuron, population = out_of_fold(features, values, valid, block, strength=tuning.strength)
-    cut = len(real.moments)
-    return tuning, [(neuron[:cut], population[:cut]), (neuron[cut:], population[cut:])]

@@ -22,13 +22,17 @@ CHECKPOINT_SCHEMA = 1
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """``learning_rate`` is the peak of a cosine with one epoch of warm-up; ``patience`` in epochs."""
+    """``learning_rate`` is the peak of a cosine over ``epochs`` with one epoch of warm-up; ``patience`` in epochs.
+
+    With ``stop_after`` the run ends there and keeps its last weights: for a last fit, whose length was chosen before.
+    """
 
     epochs: int
     learning_rate: float
     weight_decay: float = 0.01
     patience: int = 10
     gradient_clip: float = 1.0
+    stop_after: int | None = None
     seed: int = 0
 
 
@@ -90,8 +94,9 @@ def run_loop(
             state["epoch"],
         )
     started, epoch = time.monotonic(), first
-    for epoch in range(first, config.epochs):
-        if epoch - best_epoch > config.patience and best_epoch >= 0:
+    last = config.epochs if config.stop_after is None else min(config.stop_after, config.epochs)
+    for epoch in range(first, last):
+        if config.stop_after is None and 0 <= best_epoch < epoch - config.patience:
             break
         torch.manual_seed(config.seed * 1_000_003 + epoch)
         network.train()
@@ -111,7 +116,7 @@ def run_loop(
         network.eval()
         with torch.no_grad():
             validation = validate()
-        if validation < best:
+        if validation < best or config.stop_after is not None:
             best, best_epoch, best_weights = validation, epoch, copy.deepcopy(network.state_dict())
         if checkpoint is not None:
             state = {
@@ -119,10 +124,10 @@ def run_loop(
                 "best": best, "best_epoch": best_epoch, "best_weights": best_weights,
             }  # fmt: skip
             save_checkpoint(checkpoint, state, fingerprint=fingerprint)
-        left = (time.monotonic() - started) / (epoch + 1 - first) * (config.epochs - epoch - 1)
+        left = (time.monotonic() - started) / (epoch + 1 - first) * (last - epoch - 1)
         report(
             Progress(
-                stage=stage, epoch=epoch, epochs=config.epochs, loss=total / max(batches, 1),
+                stage=stage, epoch=epoch, epochs=last, loss=total / max(batches, 1),
                 validation=validation, best=best, seconds_left=left,
             )
         )  # fmt: skip

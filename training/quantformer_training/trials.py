@@ -77,11 +77,12 @@ def real_moments(recording: Recording) -> Moments:
 def pseudo_moments(recording: Recording, frames: NDArray[np.int64], *, recipe: SignalRecipe) -> Moments:
     """Moments at those of ``frames`` where nothing begins: no onset in ``[f - 16, f + 64)``.
 
-    Inside a presentation the category is ``ongoing:<category>`` with its features; elsewhere it is ``nothing``.
+    Inside a presentation category and id are ``ongoing:`` and the presentation's, with its features; elsewhere both
+    are ``nothing``.
     """
     real = real_moments(recording)
     end_s = recording.stimuli.onset_s + recording.stimuli.duration_s
-    chosen, trials, categories, features = [], [], [], []
+    chosen, trials, categories, ids, features = [], [], [], [], []
     for frame in np.asarray(frames, dtype=np.int64):
         near = np.searchsorted(real.frame, [frame - PSEUDO_DISTANCE + 1, frame + recipe.response_frames])
         if near[1] > near[0]:
@@ -93,13 +94,14 @@ def pseudo_moments(recording: Recording, frames: NDArray[np.int64], *, recipe: S
         chosen.append(frame)
         trials.append(trial)
         categories.append(ONGOING + real.category[before] if ongoing else NOTHING)
+        ids.append(ONGOING + real.stimulus_id[before] if ongoing else NOTHING)
         features.append(real.features[before] if ongoing else {})
     return Moments(
         frame=np.array(chosen, np.int64),
         trial=np.array(trials, np.int64),
         pseudo=np.ones(len(chosen), bool),
         category=tuple(categories),
-        stimulus_id=tuple(categories),
+        stimulus_id=tuple(ids),
         features=tuple(features),
     )
 
