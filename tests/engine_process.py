@@ -77,8 +77,12 @@ class EngineProcess:
 class Client:
     """A DEALER that sends messages and waits for replies by their request id."""
 
-    def __init__(self, endpoint: str, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    def __init__(
+        self, endpoint: str, context: zmq.Context[zmq.Socket[bytes]], *, identity: bytes | None = None
+    ) -> None:
         self.socket = context.socket(zmq.DEALER)
+        if identity is not None:
+            self.socket.setsockopt(zmq.IDENTITY, identity)
         self.socket.setsockopt(zmq.RCVTIMEO, int(PATIENCE_S * 1000))
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.connect(endpoint)

@@ -352,6 +352,17 @@ def test_a_request_that_is_refused_is_told_counted_and_changes_nothing(
     assert client.onset(stimuli=GRATING).onset_frame == 100
 
 
+def test_frames_of_infinities_and_senseless_times_do_no_harm(client: Client) -> None:
+    client.open(ROIS)
+    for number in range(100):
+        values = np.full(12, [np.inf, -np.inf, np.nan, 1e38] * 3, np.float32)
+        client.send(wire.Frame(number=number, device_s=number * 1e-300, fluorescence=values))
+    answer = client.onset(stimuli=GRATING)
+    assert not answer.valid[:3].any()
+    assert answer.flags & wire.Flags.DEGRADED
+    assert client.error(wire.Frame(number=200, device_s=1e300, fluorescence=values)).code == ErrorCode.BAD_TIME
+
+
 def test_a_frame_older_than_the_reorder_window_is_refused_a_newer_one_taken(client: Client) -> None:
     client.open(ROIS)
     trace = recording(130)
@@ -362,6 +373,12 @@ def test_a_frame_older_than_the_reorder_window_is_refused_a_newer_one_taken(clie
     client.frames(trace[110:112], start=110)
     counters = client.ask(wire.Describe(), wire.Description).counters
     assert (counters["reordered_frames"], counters["gap_frames"]) == (2, 3)
+
+
+def test_what_is_too_long_to_be_told_back_is_an_error(client: Client) -> None:
+    client.open([f"{k:060d}" for k in range(16_000)], unknown="mark")
+    error = client.error(wire.Describe())
+    assert (error.code, error.refused) == (ErrorCode.OVERSIZED, wire.MessageType.DESCRIBE)
 
 
 def test_without_a_session_or_with_a_lost_one(client: Client) -> None:
@@ -548,6 +565,9 @@ def test_a_token_is_asked_for_on_every_connection(
         client.ask(wire.Ping(), wire.Pong)
         client.ask(wire.Hello(token="secret"), wire.Welcome)
         client.ask(wire.GetStatus(), wire.Status)
+        named = Client(engine.endpoints["zmq"], context, identity=b"microscope")
+        assert named.error(wire.Hello(token="secret")).code == ErrorCode.UNAUTHORIZED
+        named.close()
         other = Client(engine.endpoints["zmq"], context)
         assert other.error(wire.GetStatus()).code == ErrorCode.UNAUTHORIZED
         other.close()

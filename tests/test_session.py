@@ -86,6 +86,7 @@ def code_of(call: Any, *args: Any, **fields: Any) -> ErrorCode:
         ({"match_confidence": [1.0]}, ErrorCode.BAD_SESSION),
         ({"match_confidence": [1.0, 0.4, 1.0]}, ErrorCode.UNKNOWN_NEURON),
         ({"signal": wire.SignalDeclaration(neuropil_factor=[0.7])}, ErrorCode.BAD_SESSION),
+        ({"rois": [f"r{k}" for k in range(20_000)], "unknown": "mark", "rate_hz": 1000.0}, ErrorCode.BAD_SESSION),
     ],
 )
 def test_what_cannot_be_opened(bundle: Bundle, fields: dict[str, Any], code: ErrorCode) -> None:
@@ -133,6 +134,16 @@ def test_frames_that_are_not_what_was_declared(bundle: Bundle) -> None:
     assert code_of(session.frame, frame(0, neuropil=neuropil, roi_hash=5), received_ns=0) == ErrorCode.WRONG_ROI_MAP
     assert session.state.name == "OPENED"
     session.frame(frame(0, neuropil=neuropil, roi_hash=wire.roi_map_hash(ROIS)), received_ns=0)
+
+
+def test_infinities_end_as_an_invalid_neuron(bundle: Bundle) -> None:
+    session = session_of(bundle, signal=wire.SignalDeclaration(corrected=False, offset=1.0))
+    broken = np.array([np.inf, -np.inf, 100.0], np.float32)
+    for number in range(96):
+        session.frame(frame(number, fluorescence=broken, neuropil=broken), received_ns=0)
+    ask(session)
+    slot = captured(session, due(session)[0])
+    assert np.isfinite(slot.values[-1]).tolist() == [False, False, True]
 
 
 def test_offset_neuropil_and_stamp_become_corrected_fluorescence_at_the_start_of_the_exposure(bundle: Bundle) -> None:

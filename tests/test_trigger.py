@@ -168,11 +168,12 @@ def test_replacing_a_rule_does_not_cut_its_refractory_period() -> None:
         (a_rule(rois=["z"]), ErrorCode.UNKNOWN_ROI),
         (a_rule(at_least=2), ErrorCode.BAD_RULE),
         (a_rule(rois=["a", "a"]), ErrorCode.BAD_RULE),
+        (a_rule(rois=["long" * 60] * 3000), ErrorCode.BAD_RULE),
     ],
 )
 def test_a_rule_that_cannot_hold_is_refused(bad: wire.Rule, code: ErrorCode) -> None:
     with pytest.raises(Refusal) as raised:
-        Trigger(ROIS).set_rule(bad)
+        Trigger((*ROIS, "long" * 60)).set_rule(bad)
     assert raised.value.code == code
     with pytest.raises(Refusal) as raised:
         Trigger(ROIS).remove_rule("r")

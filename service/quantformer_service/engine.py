@@ -144,6 +144,17 @@ class Engine:
                 raise incoming.error
             message = wire.decode(incoming.data)
             reply = self._dispatcher.handle(message, peer=incoming.peer, now_ns=now_ns)
+            if reply is None:
+                return
+            # In here too: what a client set may be too long to be told back.
+            data = wire.encode(
+                reply.body,
+                session=reply.session,
+                request=message.header.request,
+                epoch=self.epoch,
+                sent_ns=time.perf_counter_ns() if reply.sent_ns is None else reply.sent_ns,
+                roi_hash=reply.roi_hash,
+            )
         except (Refusal, wire.WireError) as refusal:
             self._refuse(incoming, refusal.code, str(refusal))
         except Exception as error:
@@ -151,16 +162,7 @@ class Engine:
             _log.exception("a message met an error that nobody foresaw")
             self._refuse(incoming, ErrorCode.INTERNAL, f"{type(error).__name__}: {error}")
         else:
-            if reply is not None:
-                data = wire.encode(
-                    reply.body,
-                    session=reply.session,
-                    request=message.header.request,
-                    epoch=self.epoch,
-                    sent_ns=time.perf_counter_ns() if reply.sent_ns is None else reply.sent_ns,
-                    **({} if isinstance(reply.body, wire.Answer) else {"roi_hash": reply.roi_hash}),
-                )
-                self._sockets.send(incoming.peer, data)
+            self._sockets.send(incoming.peer, data)
 
     def _refuse(self, incoming: Incoming, code: ErrorCode, message: str) -> None:
         session, request, frame, refused, device_s = error_header(incoming.data)

@@ -168,7 +168,8 @@ class Inference:
             self._answer(session, slot)
 
     def _answer(self, session: Any, slot: Slot) -> None:
-        write_input(slot, self._bundle.recipe)
+        with np.errstate(all="ignore"):  # a client may send infinities; they end as an invalid neuron
+            write_input(slot, self._bundle.recipe)
         logit, response, spread = session.run(
             ["logit", "response", "spread"],
             {

@@ -37,8 +37,16 @@ class State(StrEnum):
     STOPPED = "stopped"
 
 
+#: Most bytes of one session's window.
+LARGEST_WINDOW = 1 << 30
+
+
 class Session:
-    """A session that OPEN made; see the module for its states."""
+    """A session that OPEN made; see the module for its states.
+
+    Raises:
+        Refusal: its window would be too large.
+    """
 
     def __init__(
         self, number: int, *, declared: Declared, bundle: Bundle, limits: SessionLimits, trigger: Trigger
@@ -46,9 +54,16 @@ class Session:
         self.number, self.declared, self.trigger = number, declared, trigger
         self._bundle, self._limits = bundle, limits
         opened = declared.opened
+        capacity = frames_before(bundle, declared) + math.ceil(limits.history_s * opened.rate_hz)
+        if 8 * capacity * len(opened.rois) > LARGEST_WINDOW:
+            raise Refusal(
+                ErrorCode.BAD_SESSION,
+                f"{len(opened.rois)} ROIs at {opened.rate_hz:g} Hz need a window of "
+                f"{8 * capacity * len(opened.rois)} bytes, at most {LARGEST_WINDOW} are given; open with fewer ROIs",
+            )
         self.window = FrameWindow(
             neurons=len(opened.rois),
-            capacity=frames_before(bundle, declared) + math.ceil(limits.history_s * opened.rate_hz),
+            capacity=capacity,
             reorder_frames=limits.reorder_frames,
             period_s=1 / opened.rate_hz,
         )
@@ -102,11 +117,12 @@ class Session:
                 f"frame {frame.number} has no neuropil, the session declared fluorescence that is not corrected; "
                 "send it, or open the session with corrected true",
             )
-        if offset:
-            values = values - offset
-        if not signal.corrected and frame.neuropil is not None:
-            neuropil = frame.neuropil - offset if offset else frame.neuropil
-            values = subtract_neuropil(values, neuropil=neuropil, factor=self.declared.factor)
+        with np.errstate(all="ignore"):  # a client may send infinities; they end as an invalid neuron
+            if offset:
+                values = values - offset
+            if not signal.corrected and frame.neuropil is not None:
+                neuropil = frame.neuropil - offset if offset else frame.neuropil
+                values = subtract_neuropil(values, neuropil=neuropil, factor=self.declared.factor)
         added = self.window.add(
             frame.number, device_s=frame.device_s - self._shift_s, values=values, received_ns=received_ns
         )

@@ -57,7 +57,7 @@ class TcpPeer(Peer):
 
 @dataclass(frozen=True, kw_only=True)
 class Incoming:
-    """One message, or what was wrong with the bytes that were none."""
+    """The bytes of one message, and what was found wrong with them already."""
 
     peer: Peer
     data: bytes = b""
@@ -169,7 +169,9 @@ class Sockets:
         if kind == zmq.ROUTER:
             # A client that vanished or does not read is an error here, and counted, not silence.
             opened.setsockopt(zmq.ROUTER_MANDATORY, 1)
-            opened.setsockopt(zmq.ROUTER_HANDOVER, 1)
+            if not self._settings.token:
+                # A client that reconnects under its own name takes the place of its dead connection.
+                opened.setsockopt(zmq.ROUTER_HANDOVER, 1)
         try:
             opened.bind(f"tcp://{host}:{port or '*'}")
         except zmq.ZMQError as error:
@@ -183,6 +185,17 @@ class Sockets:
                 identity, *parts = self._router.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
+            # A name that a client chose could be chosen by another, who would inherit what the token opened. Those that
+            # the ROUTER gives begin with a zero byte, and no connection gets one twice.
+            if self._settings.token and identity[:1] != b"\0":
+                yield Incoming(
+                    peer=ZmqPeer(identity),
+                    data=parts[-1],
+                    error=wire.WireError(
+                        wire.ErrorCode.UNAUTHORIZED, "this engine wants a token: connect without a ZeroMQ identity"
+                    ),
+                )
+                continue
             peer = self._peers.get(identity)
             if peer is None:
                 if len(self._peers) >= 4096:
@@ -194,6 +207,7 @@ class Sockets:
             else:
                 yield Incoming(
                     peer=peer,
+                    data=parts[-1] if parts else b"",
                     error=wire.WireError(
                         wire.ErrorCode.LENGTH_MISMATCH,
                         f"a ZeroMQ message of {len(parts)} parts, expected one: connect a DEALER, not a REQ socket",

@@ -81,6 +81,9 @@ class Trigger:
                 f"rule {rule.rule!r} asks for at least {rule.at_least} of {len(set(rule.rois))} different ROIs "
                 f"({len(rule.rois)} named); name each once and ask for no more than there are",
             )
+        if len(wire.encode(wire.SetRule(rule=rule))) > wire.MAX_CONTROL // 2:
+            # Its decisions name ROIs too, and must fit a message.
+            raise Refusal(ErrorCode.BAD_RULE, f"rule {rule.rule!r} names {len(rule.rois)} ROIs, too long; split it")
         if rule.rule not in self._rules and len(self._rules) >= MOST_RULES:
             raise Refusal(ErrorCode.BAD_RULE, f"{MOST_RULES} rules are set, the most there may be; remove one")
         self._rules[rule.rule] = rule

@@ -7,7 +7,6 @@ clean; every other row holds the last observed value before it, as `quantformer.
 from __future__ import annotations
 
 import math
-from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +19,10 @@ from quantformer_service.refusal import Refusal
 _REGULAR_S = 1e-6
 #: Frames whose stamps estimate the period.
 _PERIOD_FRAMES = 32
+#: No period is taken for shorter than this, in s, whatever the stamps say.
+_SHORTEST_S = 1e-4
 #: Contaminated stretches that are remembered for frames still to come.
-_MOST_MARKS = 256
+MOST_MARKS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class FrameWindow:
         self._observed = np.zeros(2 * capacity, np.bool_)
         self._arrived = np.zeros(2 * capacity, np.bool_)
         self._received_ns = np.zeros(2 * capacity, np.int64)
-        self._marks: deque[Mark] = deque(maxlen=_MOST_MARKS)
+        self._marks: list[Mark] = []
         self.reset()
 
     def reset(self) -> None:
@@ -120,7 +121,19 @@ class FrameWindow:
         return Added(reordered=True)
 
     def mark(self, mark: Mark) -> int:
-        """Leave a contaminated stretch out, of frames held and of those still to come; returns how many were held."""
+        """Leave a contaminated stretch out, of frames held and of those still to come; returns how many were held.
+
+        Raises:
+            Refusal: too many stretches are marked already.
+        """
+        if not self.empty:
+            oldest_s = self.stamp_of(self.oldest)
+            self._marks = [one for one in self._marks if one.last >= self.oldest or one.end_s >= oldest_s]
+        if len(self._marks) >= MOST_MARKS:
+            raise Refusal(
+                ErrorCode.QUEUE_FULL,
+                f"{len(self._marks)} stretches of frames are marked, the most there may be; tell of light when it comes",
+            )
         self._marks.append(mark)
         if self.empty:
             return 0
@@ -221,5 +234,5 @@ class FrameWindow:
         count = min(_PERIOD_FRAMES, self.last - self.oldest + 1)
         start = (self.last - count + 1) % self.capacity
         steps = np.diff(self._stamps[start : start + count])
-        self.period_s = float(steps.mean())
+        self.period_s = max(float(steps.mean()), _SHORTEST_S)
         self.jitter_s = float(np.abs(steps - self.period_s).max()) if count > 2 else math.inf

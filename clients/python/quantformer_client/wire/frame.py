@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,6 +10,9 @@ from numpy.typing import NDArray
 
 from quantformer_client.errors import ErrorCode, WireError
 from quantformer_client.wire.header import ID_LIMIT, MAX_ROIS, Flags, Header, MessageType, PayloadFormat
+
+#: Greatest device time in s, forward or back.
+LATEST_S = 1e12
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,12 +88,15 @@ class Frame:
                 f"FRAME: {n} ROIs with flags {flags:#x} need {wanted} bytes (and at least one ROI), the payload has "
                 f"{len(payload)}; send float32, one value a ROI",
             )
-        if not math.isfinite(header.device_s):
+        if not abs(header.device_s) <= LATEST_S:
             raise WireError(
-                ErrorCode.BAD_TIME, f"FRAME: device time {header.device_s}, expected seconds on the device's clock"
+                ErrorCode.BAD_TIME,
+                f"FRAME: device time {header.device_s}, expected seconds within {LATEST_S:g} of 0",
             )
         if header.frame >= ID_LIMIT:
-            raise WireError(ErrorCode.BAD_PAYLOAD, f"FRAME: frame number {header.frame}, expected one below {ID_LIMIT} (2^53)")
+            raise WireError(
+                ErrorCode.BAD_PAYLOAD, f"FRAME: frame number {header.frame}, expected one below {ID_LIMIT} (2^53)"
+            )
         values = np.frombuffer(payload, dtype="<f4", count=wanted // 4)
         return cls(
             number=header.frame,
