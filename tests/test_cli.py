@@ -7,12 +7,13 @@ import os
 import pty
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from running_service import PATIENCE_S, clean_environment, command, free_ports, until
+from running_service import PATIENCE_S, RunningService, clean_environment, command, free_ports, until
 
 from quantformer import __version__
 from quantformer_cli.main import VERBS
@@ -230,3 +231,27 @@ def test_importing_a_verb_configures_no_logging() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, env=clean_environment(), check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("number", "status", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
+def test_a_signal_ends_any_verb_with_its_status(number: signal.Signals, status: int, word: str) -> None:
+    """A status that is asked of a server which accepts and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        asking = subprocess.Popen(
+            [sys.executable, "-m", "quantformer_cli.main", "status", "--http-port", str(silent.getsockname()[1])],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean_environment(),
+        )  # fmt: skip
+        silent.settimeout(PATIENCE_S)
+        with silent.accept()[0]:
+            asking.send_signal(number)
+            out, errors = asking.communicate(timeout=PATIENCE_S)
+    assert asking.returncode == status
+    assert (out, errors) == ("", f"quantformer: error: {word}\n")
+
+
+def test_a_signal_while_the_service_starts_ends_it(tiny_bundle_path: Path, tmp_path: Path) -> None:
+    with RunningService(tiny_bundle_path, folder=tmp_path, wait=False) as service:
+        service.child("engine")
+        assert service.end(signal.SIGTERM) == 143
+        assert "Traceback" not in service.log.read_text()
+        assert "killed" not in service.log.read_text()
