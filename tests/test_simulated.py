@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
 
+from quantformer.activation_metrics import auroc
 from quantformer.errors import RecordingError, UsageError
 from quantformer.recording import Recording, StimulusTable
 from quantformer.signal import onset_frames
@@ -143,6 +145,61 @@ def test_drifting_gratings_are_balanced() -> None:
     assert len(set(ids)) == 40
     assert {ids.count(name) for name in set(ids)} == {15}
     assert len(table) - len(ids) == 28
+
+
+def within_pairs(
+    score: NDArray[np.float64], active: NDArray[np.bool_], pair: NDArray[np.intp]
+) -> tuple[float, float, float]:
+    """Mean AUROC within neuron x stimulus of (trials, neurons) scores, and its 95 % interval over the pairs."""
+    found = []
+    for n in range(active.shape[1]):
+        for stimulus in np.unique(pair):
+            value = auroc(score[pair == stimulus, n], active[pair == stimulus, n])
+            if np.isfinite(value):
+                found.append(value)
+    mean, error = float(np.mean(found)), float(np.std(found) / np.sqrt(len(found)))
+    return mean, mean - 1.96 * error, mean + 1.96 * error
+
+
+def baseline_scores(recording: Recording) -> dict[str, tuple[float, float, float]]:
+    """AUROC within neuron x stimulus of features of the baseline, and of a logistic regression on all of them."""
+    trace = recording.corrected().astype(np.float64)
+    onsets = onset_frames(recording.timestamps_s, recording.stimuli.onset_s)
+    active = responses(recording) >= 0.10
+    pair = np.unique(recording.stimuli.stimulus_id, return_inverse=True)[1].reshape(-1)
+    f0 = np.stack([trace[f - 60 : f].mean(axis=0) for f in onsets])
+    ratio = np.stack([trace[f - 5 : f].mean(axis=0) for f in onsets]) / f0 - 1.0
+    features = {
+        "last frames over F0": ratio,
+        "F0 over its median": f0 / np.median(f0, axis=0),
+        "rise over the baseline": np.stack(
+            [trace[f - 48 : f].mean(axis=0) - trace[f - 96 : f - 48].mean(axis=0) for f in onsets]
+        )
+        / f0,
+        "mean of all neurons' last frames": np.broadcast_to(ratio.mean(axis=1, keepdims=True), ratio.shape),
+    }
+    early = len(onsets) * 2 // 3
+    columns = np.stack(list(features.values()), axis=-1)
+    columns = (columns - columns.mean(axis=(0, 1))) / columns.std(axis=(0, 1))
+    model = LogisticRegression(C=1.0).fit(columns[:early].reshape(-1, 4), active[:early].ravel())
+    late = model.decision_function(columns[early:].reshape(-1, 4)).reshape(-1, active.shape[1])
+    scores = {name: within_pairs(score, active, pair) for name, score in features.items()}
+    return scores | {"logistic regression": within_pairs(late, active[early:], pair[early:])}
+
+
+def test_at_zero_the_baseline_tells_nothing_beyond_neuron_and_stimulus() -> None:
+    session = session_of(MouseConfig(neurons=100, baseline_information=0.0), presentations=162)
+    active = responses(session.recording) >= 0.10
+    assert 0.03 < active.mean() < 0.08
+    for name, (mean, low, high) in baseline_scores(session.recording).items():
+        assert low < 0.5 < high, f"{name}: {mean:.3f}, {low:.3f} to {high:.3f}"
+        assert high - low < 0.06
+
+
+def test_at_one_the_baseline_tells_something() -> None:
+    scores = baseline_scores(session_of(MouseConfig()).recording)
+    for name in ("last frames over F0", "logistic regression"):
+        assert scores[name][1] > 0.52, f"{name}: {scores[name]}"
 
 
 def test_scenes_and_noise_drive_the_neurons() -> None:

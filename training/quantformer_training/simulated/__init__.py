@@ -1,5 +1,6 @@
 """A simulated mouse visual cortex: seeded, with the truth behind every trace. docs/simulator.md describes the model."""
 
+from quantformer_training.simulated.ceilings import Ceiling, Ceilings, ceilings
 from quantformer_training.simulated.mouse import Mouse, MouseConfig
 from quantformer_training.simulated.schedule import ALLEN_A, ALLEN_B, ALLEN_C, Block, Schedule, short_schedule
 from quantformer_training.simulated.session import (
@@ -17,12 +18,15 @@ __all__ = [
     "ALLEN_B",
     "ALLEN_C",
     "Block",
+    "Ceiling",
+    "Ceilings",
     "Mouse",
     "MouseConfig",
     "Schedule",
     "SimulatedSession",
     "Truth",
     "allen_spikes_session",
+    "ceilings",
     "session_from_spikes",
     "short_schedule",
     "short_session",

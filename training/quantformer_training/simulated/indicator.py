@@ -31,8 +31,8 @@ class Indicator:
 EXPONENT, HALF_SATURATION = 1.15, 40.0
 
 INDICATORS: dict[IndicatorName, Indicator] = {
-    "GCaMP6f": Indicator(name="GCaMP6f", rise_s=0.03, decay_s=0.45, spike_dff=0.12),
-    "GCaMP6s": Indicator(name="GCaMP6s", rise_s=0.08, decay_s=1.1, spike_dff=0.16),
+    "GCaMP6f": Indicator(name="GCaMP6f", rise_s=0.03, decay_s=0.35, spike_dff=0.16),
+    "GCaMP6s": Indicator(name="GCaMP6s", rise_s=0.08, decay_s=1.2, spike_dff=0.30),
 }
 
 
@@ -49,7 +49,7 @@ class Kinetics:
 
     @classmethod
     def draw(cls, indicator: Indicator, *, neurons: int, rate_hz: float, rng: np.random.Generator) -> Kinetics:
-        """Neurons differ: about 15 % in decay, about 35 % in the size of a spike."""
+        """Neurons differ: about 15 % in decay, about a factor of two in the size of a spike."""
         decay = indicator.decay_s * np.exp(0.15 * rng.standard_normal(neurons))
         slow = np.exp(-1.0 / (rate_hz * decay))
         fast = np.full(neurons, np.exp(-1.0 / (rate_hz * indicator.rise_s)))
@@ -59,7 +59,7 @@ class Kinetics:
             keep_slow=slow,
             keep_fast=fast,
             scale=scale,
-            spike_dff=indicator.spike_dff * np.exp(0.35 * rng.standard_normal(neurons)),
+            spike_dff=indicator.spike_dff * np.exp(1.0 * rng.standard_normal(neurons)),
         )
 
     def calcium(

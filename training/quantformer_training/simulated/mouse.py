@@ -23,11 +23,13 @@ class MouseConfig:
     neuron and stimulus. At 0 nothing (docs/simulator.md says what is switched off), at 1 as much as in real recordings.
     ``active_fraction`` is the share of active responses to drifting gratings that the rates are calibrated to.
 
-    Latent state: ``arousal_tau_s`` and ``arousal_depth`` of the shared log gain, ``burst_tau_s`` and ``burst_depth`` of
-    each neuron's own, ``adaptation`` per recent spike and ``adaptation_tau_s``. ``evoked`` scales the stimulus drive
-    against the spontaneous rate. Optics: ``brightness`` in units of the resting fluorescence's median, ``shot_noise``
-    is the standard deviation of one frame's dF/F at that median, ``drift`` and ``bleaching`` are relative,
-    ``motion_per_minute`` transients, ``neuropil`` the neuropil level relative to the resting fluorescence.
+    Latent state: ``arousal_tau_s`` and ``arousal_depth`` of the shared log gain; ``burst_tau_s`` and ``burst_depth`` of
+    each neuron's own, of which ``burst_sharing`` is the correlation between two neurons; ``adaptation`` per recent spike
+    and ``adaptation_tau_s``. ``evoked`` scales the stimulus drive against the spontaneous rate.
+
+    Optics: ``brightness`` is the resting fluorescence's median in arbitrary units, ``shot_noise`` the standard deviation
+    of one frame's dF/F there; ``drift`` and ``bleaching`` are relative, ``motion_per_minute`` counts transients,
+    ``neuropil`` is the neuropil's level relative to the brightness.
     """
 
     neurons: int = 60
@@ -36,15 +38,16 @@ class MouseConfig:
     baseline_information: float = 1.0
     active_fraction: float = 0.05
     arousal_tau_s: float = 10.0
-    arousal_depth: float = 0.5
-    burst_tau_s: float = 1.0
-    burst_depth: float = 1.5
+    arousal_depth: float = 0.6
+    burst_tau_s: float = 1.5
+    burst_depth: float = 2.1
+    burst_sharing: float = 0.1
     adaptation: float = 0.1
     adaptation_tau_s: float = 2.0
-    evoked: float = 1.0
+    evoked: float = 0.4
     brightness: float = 240.0
-    shot_noise: float = 0.06
-    drift: float = 0.03
+    shot_noise: float = 0.05
+    drift: float = 0.04
     bleaching: float = 0.08
     motion_per_minute: float = 1.0
     neuropil: float = 0.6
@@ -69,8 +72,8 @@ class Mouse:
     """The neurons of one mouse; per-neuron arrays are ``(neurons,)`` float64.
 
     ``rate_scale`` multiplies every rate and is what calibration finds. ``spontaneous_hz`` and the tuning's drive are
-    before it. ``resting`` fluorescence and ``neuropil_level`` are in arbitrary units, as is ``photon_gain`` (variance
-    per unit of fluorescence).
+    before it; ``suppressed`` is the share of the spontaneous rate that is lost while a stimulus is on. ``resting``
+    fluorescence and ``neuropil_level`` are in arbitrary units, as is ``photon_gain`` (variance per unit of fluorescence).
     """
 
     config: MouseConfig
@@ -79,6 +82,7 @@ class Mouse:
     kinetics: Kinetics
     rate_scale: float
     spontaneous_hz: NDArray[np.float64]
+    suppressed: NDArray[np.float64]
     arousal_weight: NDArray[np.float64]
     resting: NDArray[np.float64]
     neuropil_level: NDArray[np.float64]
@@ -110,7 +114,9 @@ def draw_neurons(config: MouseConfig) -> Mouse:
             INDICATORS[config.indicator], neurons=count, rate_hz=RATE_HZ, rng=stream(config.seed, "kinetics")
         ),
         rate_scale=1.0,
-        spontaneous_hz=np.exp(0.7 * rates.standard_normal(count)),
+        spontaneous_hz=np.exp(0.75 * rates.standard_normal(count)),
+        # Many neurons fall silent under a grating: over the population of `allen_511510667` the rate falls by a fifth.
+        suppressed=rates.beta(1.0, 1.0, count),
         arousal_weight=np.clip(1.0 + 0.5 * rates.standard_normal(count), -0.5, 2.5),
         resting=resting,
         neuropil_level=config.neuropil * config.brightness * np.exp(0.25 * optics.standard_normal(count)),

@@ -11,7 +11,9 @@ from quantformer.recording import StimulusTable
 from quantformer_training.simulated.schedule import DESCRIPTORS, NOISE_SHAPE, noise_frames, scene_descriptors
 
 #: The answer begins this long after the stimulus and, for long stimuli, falls to a share of its start.
-LATENCY_S, TRANSIENT_S, SUSTAINED = 0.05, 0.5, 0.45
+LATENCY_S, TRANSIENT_S, SUSTAINED = 0.05, 0.5, 0.6
+#: Standard deviation of the logarithm of a neuron's highest rate: a few neurons answer far more than the others.
+PEAK_SPREAD = 1.8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,7 +40,7 @@ class Tuning:
         """Heavy-tailed rates; about a quarter of the neurons hardly answer to a given category."""
 
         def heavy(median: float) -> NDArray[np.float64]:
-            return median * np.exp(1.0 * rng.standard_normal(neurons))
+            return median * np.exp(PEAK_SPREAD * rng.standard_normal(neurons))
 
         weight = rng.standard_normal((neurons, DESCRIPTORS))
         return cls(

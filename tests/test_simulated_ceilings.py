@@ -1,0 +1,69 @@
+"""The ceilings: their order, their calibration, and their collapse where the baseline tells nothing."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import pytest
+
+from quantformer.errors import DataError
+from quantformer.recording import StimulusTable
+from quantformer_training.simulated import Ceilings, MouseConfig, ceilings, session_from_spikes, short_session
+
+
+@lru_cache(maxsize=2)
+def scored(information: float) -> Ceilings:
+    config = MouseConfig(neurons=8, seed=1, active_fraction=0.12, baseline_information=information)
+    return ceilings(short_session(config, presentations=34), particles=256)
+
+
+def test_more_knowledge_forecasts_better() -> None:
+    found = scored(1.0)
+    # Tolerances of about one Monte Carlo standard error; the outer gaps are several times that.
+    assert found.latent.log_loss < found.population.log_loss - 0.01
+    assert found.population.log_loss < found.own.log_loss + 0.003
+    assert found.own.log_loss < found.rate.log_loss - 0.005
+    assert found.latent.brier < found.population.brier < found.rate.brier
+    assert found.latent.auroc_within_neuron_stimulus > found.own.auroc_within_neuron_stimulus > 0.55
+
+
+def test_probabilities_mean_what_they_say() -> None:
+    found = scored(1.0)
+    assert found.active.shape == found.latent.probability.shape == found.own.probability.shape
+    for ceiling in (found.latent, found.population, found.own):
+        expected = ceiling.probability
+        spread = np.sqrt((expected * (1 - expected)).sum())
+        # Trials of one session share a slow state, hence four and not two standard deviations.
+        assert abs(found.active.sum() - expected.sum()) < 4 * spread
+        sure = expected > 0.5
+        if sure.sum() >= 20:
+            assert found.active[sure].mean() > 0.4
+
+
+def test_at_zero_even_the_latent_state_tells_nothing() -> None:
+    found = scored(0.0)
+    assert abs(found.latent.auroc_within_neuron_stimulus - 0.5) < 0.1
+    assert abs(found.latent.log_loss - found.rate.log_loss) < 0.01
+    assert abs(found.own.log_loss - found.rate.log_loss) < 0.01
+
+
+def test_rows_choose_the_presentations() -> None:
+    config = MouseConfig(neurons=3, seed=1, active_fraction=0.12)
+    session = short_session(config, presentations=10)
+    found = ceilings(session, rows=np.array([9, 4]), particles=16)
+    assert found.rows.tolist() == [4, 9]
+    assert found.active.shape == (2, 3)
+
+
+def test_given_spikes_have_no_ceiling() -> None:
+    made = session_from_spikes(
+        np.zeros((300, 2), np.uint8),
+        rate_hz=30.0,
+        stimuli=StimulusTable.empty(),
+        indicator="GCaMP6f",
+        seed=0,
+        source="test",
+    )
+    with pytest.raises(DataError, match="given spikes"):
+        ceilings(made)
