@@ -66,6 +66,8 @@ def write_tiny_bundle(path: Path, *, neuron_ids: tuple[str, ...] = NEURONS, seed
         d=d,
         codes=config.codes,
         codebook_sha256=teacher.codebook.digest(),
+        signal_scale=0.2,
+        tuning_strength=10.0,
         signal=SignalRecipe(),
         label=Label(definition="signed", threshold=0.1, frames={GRATING: 60}),
         phases=["onset", "between"],

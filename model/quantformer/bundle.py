@@ -1,8 +1,8 @@
 """The trained model on disk, complete, verified and without torch.
 
-A bundle is a directory of exactly three files: ``manifest.json``, ``model.onnx`` and ``vectors.safetensors``. The
-manifest holds the SHA-256 of the other two and everything needed to use and to judge the model. The bundle's own hash is
-the SHA-256 of the manifest's bytes.
+A bundle is a directory of three files: ``manifest.json``, ``model.onnx`` and ``vectors.safetensors``; nothing else that
+may lie there is read. The manifest holds the SHA-256 of the other two, a checksum of itself, and everything needed to use
+and to judge the model. The bundle's own hash is the SHA-256 of the manifest's bytes. docs/bundle.md describes all of it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from quantformer.config import TUNING_QUANTITIES
-from quantformer.errors import BundleError
+from quantformer.errors import BundleError, DataError
 from quantformer.manifest import Manifest, parse_manifest, render_manifest
 from quantformer.signal import SignalRecipe
 from quantformer.vocabulary import StimulusRecipe
@@ -97,7 +98,7 @@ class Bundle:
     """A verified bundle. Made by `load_bundle`; nothing in it can be changed."""
 
     def __init__(self, *, path: Path, digest: str, manifest: Manifest, vectors: Vectors, graph: bytes) -> None:
-        self.path, self.hash, self.manifest, self._vectors, self.graph = path, digest, manifest, vectors, graph
+        self.path, self.hash, self.manifest, self.vectors, self.graph = path, digest, manifest, vectors, graph
         self._row_of = {name: row for row, name in enumerate(manifest.neuron_ids)}
 
     @property
@@ -130,10 +131,10 @@ class Bundle:
                 f"{' ...' if len(strangers) > 5 else ''}; extend the bundle, or ask for unknown neurons to be marked"
             )
         return NeuronRows(
-            vectors=self._vectors.of_neurons(rows),
+            vectors=self.vectors.of_neurons(rows),
             known=known,
-            f0_minimum=np.where(known, self._vectors.f0_minimum[rows], 0.0),
-            f0_range=np.where(known[:, None], self._vectors.f0_range[rows], np.nan),
+            f0_minimum=np.where(known, self.vectors.f0_minimum[rows], 0.0),
+            f0_range=np.where(known[:, None], self.vectors.f0_range[rows], np.nan),
         )
 
     def stimulus(self, stimulus_id: str) -> NDArray[np.float32]:
@@ -149,7 +150,7 @@ class Bundle:
                 f"known: {', '.join(sorted(self.manifest.stimuli)[:12])}"
             )
         recipe = self.manifest.stimulus_recipe
-        return self._vectors.of_stimulus(recipe, category=spec.category, features=spec.features, id_row=spec.id_row)
+        return self.vectors.of_stimulus(recipe, category=spec.category, features=spec.features, id_row=spec.id_row)
 
     def stimulus_from_features(self, *, category: str, features: Mapping[str, float]) -> NDArray[np.float32]:
         """Vectors ``(2, stimulus width)`` of a stimulus that is described rather than named: no id of its own.
@@ -158,7 +159,7 @@ class Bundle:
             DataError: a category or feature that training did not see.
         """
         recipe = self.manifest.stimulus_recipe
-        return self._vectors.of_stimulus(recipe, category=category, features=features, id_row=None)
+        return self.vectors.of_stimulus(recipe, category=category, features=features, id_row=None)
 
     def probability(self, logit: NDArray[np.float32]) -> NDArray[np.float32]:
         """Calibrated activation probability of the graph's logits, any shape."""
@@ -189,7 +190,7 @@ class Bundle:
             raise BundleError(
                 f"neurons already in the bundle, or given twice: {', '.join(twice) or 'in the list itself'}"
             )
-        old = self._vectors
+        old = self.vectors
         both = Vectors(
             neuron=np.concatenate([old.neuron, vectors.neuron]),
             unknown=old.unknown,
@@ -259,6 +260,11 @@ def load_bundle(path: Path | str) -> Bundle:
                 f"{root / name} has SHA-256 {found[:16]}..., the manifest says {expected[:16]}...: "
                 "it was altered or truncated; copy the bundle again or export it anew"
             )
+    for name, spec in manifest.stimuli.items():
+        try:
+            manifest.stimulus_recipe.encode(category=spec.category, features=spec.features)
+        except DataError as error:
+            raise BundleError(f"{root / MANIFEST}: stimulus {name!r}: {error}") from None
     vectors = _parse_vectors(contents[VECTORS], manifest=manifest, source=root / VECTORS)
     digest = hashlib.sha256(text).hexdigest()
     return Bundle(path=root, digest=digest, manifest=manifest, vectors=vectors, graph=contents[GRAPH])
@@ -267,7 +273,11 @@ def load_bundle(path: Path | str) -> Bundle:
 def _read(root: Path, name: str) -> bytes:
     file = root / name
     try:
-        size = file.stat().st_size
+        status = file.stat()
+        size = status.st_size
+        # A pipe would keep the reader waiting, and a device such as /dev/zero has neither size nor end.
+        if not stat.S_ISREG(status.st_mode):
+            raise BundleError(f"{file} is not a regular file; a bundle holds {MANIFEST}, {GRAPH}, {VECTORS}")
         if size > LARGEST_FILE:
             raise BundleError(f"{file} has {size} bytes, more than the {LARGEST_FILE} allowed; it is not a bundle's")
         return file.read_bytes()
@@ -280,6 +290,8 @@ def _read(root: Path, name: str) -> bytes:
 def _parse_vectors(content: bytes, *, manifest: Manifest, source: Path) -> Vectors:
     try:
         tensors = load_tensors(content)
+    except KeyError as error:
+        raise BundleError(f"{source} holds numbers of kind {error}; float32 and float64 are expected") from None
     except (SafetensorError, ValueError) as error:
         raise BundleError(f"{source} is not a safetensors file: {error}") from None
     n, d, width = len(manifest.neuron_ids), manifest.d, manifest.stimulus_recipe.width

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+import dataclasses
+import hashlib
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -70,10 +72,13 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """See the fields; ``files`` maps the other files of the bundle to their SHA-256."""
+    """See the fields; ``files`` maps the other files of the bundle to their SHA-256, and ``checksum`` is that of the
+    manifest itself as written with an empty ``checksum``.
+    """
 
     format: Literal["quantformer-bundle"] = FORMAT
     schema: int = SCHEMA
+    checksum: str = ""
     created_utc: str
     software: str
     preset: str
@@ -81,6 +86,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     d: Annotated[int, msgspec.Meta(ge=1, le=65536)]
     codes: Annotated[int, msgspec.Meta(ge=2, le=65536)]
     codebook_sha256: str
+    #: dF/F divided by this is what the network sees.
+    signal_scale: _Positive
+    #: Trials that the mean neuron counts for in a neuron's tuning.
+    tuning_strength: _Positive
     signal: SignalRecipe
     label: Label
     phases: list[str]
@@ -111,7 +120,7 @@ def parse_manifest(text: bytes, *, source: str) -> Manifest:
     """Read a manifest; ``source`` names it in errors.
 
     Raises:
-        BundleError: not JSON, foreign, of a newer schema, or a field is missing, unknown or of the wrong kind.
+        BundleError: not JSON, foreign, of a newer schema, altered, or a field is missing, unknown or of the wrong kind.
     """
     try:
         head = msgspec.json.decode(text, type=_Head)
@@ -121,20 +130,49 @@ def parse_manifest(text: bytes, *, source: str) -> Manifest:
         ) from None
     if head.format != FORMAT:
         raise BundleError(f"{source} has format {head.format!r}, expected {FORMAT!r}: this is another program's file")
+    if head.schema < 1:
+        raise BundleError(f"{source} has schema {head.schema}, expected 1 to {SCHEMA}; it is damaged: export it again")
     if head.schema > SCHEMA:
         raise BundleError(f"{source} has schema {head.schema}, this software reads up to {SCHEMA}: update quantformer")
     try:
         manifest = msgspec.json.decode(text, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, SignalError) as error:
         raise BundleError(f"{source}: {error}; the manifest is damaged: export the bundle again") from None
+    expected = _checksum(text.replace(_quoted(manifest.checksum), _quoted(""), 1))
+    if manifest.checksum != expected:
+        raise BundleError(
+            f"{source} has checksum {manifest.checksum[:16]!r}, its content {expected[:16]!r}: it was altered; copy the "
+            "bundle again or export it anew"
+        )
+    for name, part in (("signal", SignalRecipe), ("stimulus_recipe", StimulusRecipe)):
+        _check_names(text, name=name, part=part, source=source)
     frames = manifest.signal.response_frames
-    if len(manifest.interval.low) != frames or len(manifest.interval.high) != frames:
-        raise BundleError(f"{source}: the interval has {len(manifest.interval.low)} frames, the response has {frames}")
+    found = len(manifest.interval.low), len(manifest.interval.high)
+    if found != (frames, frames):
+        raise BundleError(f"{source}: the interval's bounds have {found} frames, the response has {frames}")
     if len(set(manifest.neuron_ids)) != len(manifest.neuron_ids):
         raise BundleError(f"{source}: a neuron id occurs twice")
     return manifest
 
 
 def render_manifest(manifest: Manifest) -> bytes:
-    """The manifest as indented JSON."""
-    return msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+    """The manifest as indented JSON, with its checksum."""
+    bare = msgspec.json.format(msgspec.json.encode(manifest.replace(checksum="")), indent=1)
+    # The checksum stands before every field whose content could look like it.
+    return bare.replace(_quoted(""), _quoted(_checksum(bare)), 1)
+
+
+def _quoted(checksum: str) -> bytes:
+    return f'"checksum": "{checksum}"'.encode()
+
+
+def _checksum(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()
+
+
+def _check_names(text: bytes, *, name: str, part: type[Any], source: str) -> None:
+    """Refuse unknown names in those parts that are dataclasses, which msgspec would pass over."""
+    known = {field.name for field in dataclasses.fields(part)}
+    strangers = sorted(set(msgspec.json.decode(text)[name]) - known)
+    if strangers:
+        raise BundleError(f"{source}: {name} holds unknown fields {strangers}; the manifest is damaged: export it again")

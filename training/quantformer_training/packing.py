@@ -20,7 +20,7 @@ from quantformer.vocabulary import NOTHING, ONGOING
 from quantformer_training.examples import LONGEST_LEAD
 from quantformer_training.export import GraphInputs, check_parity, export_graph
 from quantformer_training.fit import Fitted, fingerprint
-from quantformer_training.trials import EPOCHS
+from quantformer_training.trials import EPOCHS, Trials
 
 #: A stimulus that begins this long after the last one ended, in seconds, begins in spontaneous activity.
 SPONTANEOUS_S = 10.0
@@ -43,6 +43,8 @@ def write_fitted(fitted: Fitted, path: Path, *, metrics: dict[str, float] | None
         d=fitted.config.model.d,
         codes=fitted.config.model.codes,
         codebook_sha256=fitted.model.forecaster.teacher.codebook.digest(),
+        signal_scale=fitted.pretrained.signal_scale,
+        tuning_strength=fitted.tuning.strength,
         signal=fitted.reader.recipe,
         label=Label(
             definition=fitted.reader.rule.definition,
@@ -82,9 +84,7 @@ def vectors_of(fitted: Fitted) -> Vectors:
         unknown = torch.stack([task.unknown for task in tokens]).numpy()
         weight = torch.stack([task.weight for task in tokens], dim=1).numpy()
         stimulus = torch.stack([task.stimulus_offset for task in tokens], dim=1).numpy()
-    train = fitted.real["train"]
-    f0 = np.where(train.valid, train.f0, np.nan)
-    noise = np.abs(np.diff(train.baseline, axis=-1)).mean(-1, dtype=np.float64)
+    f0_range, noise_range = seen_ranges(fitted.real["train"])
     return Vectors(
         neuron=neuron,
         unknown=unknown,
@@ -93,9 +93,15 @@ def vectors_of(fitted: Fitted) -> Vectors:
         tuning=fitted.tuning.neuron.astype(np.float32),
         population_tuning=fitted.tuning.population.astype(np.float32),
         f0_minimum=fitted.reader.f0_minimum,
-        f0_range=_range(f0),
-        noise_range=_range(np.where(train.valid, noise, np.nan)),
+        f0_range=f0_range,
+        noise_range=noise_range,
     )
+
+
+def seen_ranges(trials: Trials) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Smallest and largest F0, and frame-to-frame noise in dF/F, a neuron: two arrays ``(neurons, 2)``."""
+    noise = np.abs(np.diff(trials.baseline, axis=-1)).mean(-1, dtype=np.float64)
+    return _range(np.where(trials.valid, trials.f0, np.nan)), _range(np.where(trials.valid, noise, np.nan))
 
 
 def _range(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -132,7 +132,10 @@ class TrialReader:
         self.trace = recording.corrected()
         self.interpolated = needs_interpolation(recording.rate_hz)
         training = np.concatenate([self.trace[low:high] for low, high in split.train])
-        self.f0_minimum = F0_FLOOR * np.maximum(np.nanmedian(training, axis=0).astype(np.float64), 0.0)
+        # A neuron that was never seen in training has no floor but zero.
+        seen = np.isfinite(training).any(axis=0)
+        self.f0_minimum = np.zeros(recording.neurons)
+        self.f0_minimum[seen] = F0_FLOOR * np.maximum(np.nanmedian(training[:, seen], axis=0), 0.0)
         self._pseudo = (0.0, 1.0) if rule.definition != "evoked" else self._pseudo_distribution()
 
     def read(self, moments: Moments, *, part: str) -> Trials:

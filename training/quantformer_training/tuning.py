@@ -111,13 +111,22 @@ def _solve(
 ) -> tuple[Floats, Floats]:
     """Population by ridge on the mean over neurons; each neuron by ridge on what the population leaves."""
     x = features.astype(np.float64)
-    eye = np.eye(x.shape[1])
     weight = valid.astype(np.float64)
     count = weight.sum(1)
     mean = (values * weight[..., None]).sum(1) / np.maximum(count, 1.0)[:, None]
     seen = (count > 0).astype(np.float64)
-    population = np.linalg.solve((x * seen[:, None]).T @ x + 0.5 * eye, (x * seen[:, None]).T @ mean).T
+    gram = (x * seen[:, None]).T @ x + 0.5 * np.eye(x.shape[1])
+    population = np.linalg.solve(gram, (x * seen[:, None]).T @ mean).T
+    return tune_neurons(features, values, valid, population=population, strength=strength), population
+
+
+def tune_neurons(
+    features: NDArray[np.float32], values: Floats, valid: NDArray[np.bool_], *, population: Floats, strength: float
+) -> Floats:
+    """Coefficients ``(neurons, 9, features)`` of neurons whose trials are these, pulled towards ``population``."""
+    x, weight = features.astype(np.float64), valid.astype(np.float64)
     residual = (values - (x @ population.T)[:, None]) * weight[..., None]
-    gram = np.einsum("nf,nk,ng->kfg", x, weight, x, optimize=True) + strength * eye
+    gram = np.einsum("nf,nk,ng->kfg", x, weight, x, optimize=True) + strength * np.eye(x.shape[1])
     moment = np.einsum("nf,nkq->kfq", x, residual, optimize=True)
-    return population + np.linalg.solve(gram, moment).transpose(0, 2, 1), population
+    tuned: Floats = population + np.linalg.solve(gram, moment).transpose(0, 2, 1)
+    return tuned

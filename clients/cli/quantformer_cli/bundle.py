@@ -1,4 +1,4 @@
-"""`quantformer bundle verify|show DIR`: is a bundle whole, and what is in it."""
+"""`quantformer bundle verify|show|extend DIR`: is a bundle whole, what is in it, and new neurons for it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quantformer.errors import UsageError
 from quantformer_cli.main import Parser, Subparsers, add_verb
 
 if TYPE_CHECKING:
@@ -18,12 +19,14 @@ def add_parser(subparsers: Subparsers[Parser]) -> Parser:
     parser = add_verb(
         subparsers,
         "bundle",
-        about="Verify that a bundle is whole and unaltered, or show what it holds.",
+        about="Verify that a bundle is whole and unaltered, show what it holds, or add neurons to it without training.",
         example="quantformer bundle verify bundles/mouse-7",
     )
-    parser.add_argument("action", choices=["verify", "show"], help="verify: check every file; show: print what is in it")
+    parser.add_argument("action", choices=["verify", "show", "extend"], help="what to do")
     parser.add_argument("directory", type=Path, metavar="DIR", help="the bundle's directory")
     parser.add_argument("--json", action="store_true", help="show: print the manifest itself")
+    parser.add_argument("--recording", type=Path, metavar="FILE", help="extend: presentations to the new neurons")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="extend: where the extended bundle is written")
     return parser
 
 
@@ -32,12 +35,29 @@ def run(args: argparse.Namespace) -> int:
     from quantformer.bundle import load_bundle
 
     bundle = load_bundle(args.directory)
+    if args.action == "extend":
+        return run_extend(bundle, recording=args.recording, out=args.out)
     if args.action == "verify":
         print(f"{args.directory}: whole, bundle {bundle.hash}")
     elif args.json:
         print(json.dumps(json.loads((args.directory / "manifest.json").read_bytes()), indent=2))
     else:
         show(bundle)
+    return 0
+
+
+def run_extend(bundle: Bundle, *, recording: Path | None, out: Path | None) -> int:
+    """Add the neurons of a recording; the bundle's ONNX file stays byte for byte what it was."""
+    if recording is None or out is None:
+        raise UsageError("bundle extend wants --recording FILE and --out DIR")
+    from quantformer_training.extending import extend
+    from quantformer_training.readers import open_recording
+
+    extended = extend(bundle, open_recording(recording), path=out)
+    print(
+        f"{out}: bundle {extended.hash}, {len(extended.manifest.neuron_ids)} neurons, "
+        f"{len(extended.manifest.neuron_ids) - len(bundle.manifest.neuron_ids)} of them new and not validated"
+    )
     return 0
 
 
