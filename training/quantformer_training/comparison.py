@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from quantformer.errors import DataError
 from quantformer.metrics import (
@@ -61,10 +62,12 @@ class Baselines:
     @classmethod
     def fit(cls, train: Rows) -> Baselines:
         """Fit all of them."""
-        return cls(
-            activation={key: make().fit(train) for key, make in ACTIVATION_BASELINES.items()},
-            forecast={key: make().fit(train) for key, make in FORECAST_BASELINES.items()},
-        )
+        # So small that threads only wait for each other: twenty times slower where another program wants a core.
+        with threadpool_limits(limits=1):
+            return cls(
+                activation={key: make().fit(train) for key, make in ACTIVATION_BASELINES.items()},
+                forecast={key: make().fit(train) for key, make in FORECAST_BASELINES.items()},
+            )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -178,7 +181,8 @@ def score_at_lead(
     """
     asked, known = without_last(rows, lead=lead), without_last(train, lead=lead)
     predicted = {MODEL: np.asarray(probability, np.float64)}
-    predicted |= {key: ACTIVATION_BASELINES[key]().fit(known).predict(asked) for key in LEAD_BASELINES}
+    with threadpool_limits(limits=1):
+        predicted |= {key: ACTIVATION_BASELINES[key]().fit(known).predict(asked) for key in LEAD_BASELINES}
     losses = {key: log_loss(values, rows.active) for key, values in predicted.items()}
     return LeadScores(
         lead=lead,

@@ -20,7 +20,7 @@ from quantformer.manifest import Parity
 
 INPUTS = ("baseline", "neuron", "stimulus", "row_neuron", "row_stimulus")
 OUTPUTS = ("logit", "response", "spread")
-_EXPORTER_LOG = logging.getLogger("torch.onnx")
+_EXPORTER_LOGS = tuple(logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir"))
 #: Largest absolute difference in float32 between PyTorch and ONNX Runtime that a bundle may have.
 TOLERANCE = 1e-4
 
@@ -66,8 +66,9 @@ def export_graph(forecaster: Forecaster) -> bytes:
     with warnings.catch_warnings():
         # The exporter's own deprecations, and its notes on packages that are not needed, are not this project's to mend.
         warnings.simplefilter("ignore")
-        level = _EXPORTER_LOG.level
-        _EXPORTER_LOG.setLevel(logging.ERROR)
+        levels = [log.level for log in _EXPORTER_LOGS]
+        for log in _EXPORTER_LOGS:
+            log.setLevel(logging.ERROR)
         program = torch.onnx.export(
             graph,
             tuple(torch.from_numpy(array) for array in example.named().values()),
@@ -84,7 +85,8 @@ def export_graph(forecaster: Forecaster) -> bytes:
             external_data=False,
             verbose=False,
         )
-    _EXPORTER_LOG.setLevel(level)
+    for log, level in zip(_EXPORTER_LOGS, levels, strict=True):
+        log.setLevel(level)
     assert program is not None
     model = program.model_proto
     # The exporter records source lines and module paths; they are the exporting machine's and no part of the model.
