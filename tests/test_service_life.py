@@ -13,7 +13,7 @@ import pytest
 from running_service import PATIENCE_S, RunningService, command, feed, free_ports, traces, until
 from websockets.sync.client import connect
 
-from quantformer_client import Controller, ServiceError, SessionLostError, Stimulus, UnreachableError, Watch
+from quantformer_client import Controller, Rest, ServiceError, SessionLostError, Stimulus, UnreachableError, Watch
 
 
 @pytest.fixture
@@ -174,6 +174,28 @@ def test_a_busy_port_is_an_error_that_names_port_and_flag(tiny_bundle_path: Path
     assert len(lines) == 1
     assert f"port {busy} on 127.0.0.1" in lines[0]
     assert f"--{name.replace('_', '-')}" in lines[0]
+
+
+def test_the_service_and_its_clients_speak_ipv6(tiny_bundle_path: Path, tmp_path: Path) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with (
+        RunningService(tiny_bundle_path, folder=tmp_path, host="::1") as service,
+        Rest(host="::1", port=service.http) as rest,
+        service.microscope(host="::1") as scope,
+        service.microscope(host="::1", port=service.tcp, over="tcp") as by_tcp,
+        Watch(host="::1", port=service.pub) as watch,
+    ):
+        assert {one["session"] for one in rest.status()["sessions"]} == {scope.session, by_tcp.session}
+        feed(scope, 96)
+
+        def seen() -> bool:
+            scope.onset("dir=045")
+            return watch.next(0.2) is not None
+
+        until(seen)
 
 
 def test_a_provider_that_is_not_there_is_status_4(tiny_bundle_path: Path) -> None:

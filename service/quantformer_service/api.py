@@ -24,7 +24,7 @@ from quantformer_client.errors import ErrorCode, WireError
 from quantformer_service import forms
 from quantformer_service.door import Door
 from quantformer_service.engine_link import EngineLink, expected
-from quantformer_service.http_body import BINARY, JSON, content_type, read_bytes, read_frames, read_json
+from quantformer_service.http_body import BINARY, JSON, read_bytes, read_frames, read_json
 from quantformer_service.http_errors import STATUS, HttpRefusalError, refusal_response
 from quantformer_service.live import Live
 from quantformer_service.operations import OPERATIONS, components, openapi_of
@@ -258,10 +258,7 @@ class Api:
         )
 
     async def _json(self, request: Request, kind: type[Body]) -> Body:
-        data = await self._bytes(request)
-        if not data and not content_type(request) and request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
-            raise HttpRefusalError("foreign_origin", "a page of another site may not use this service")
-        return read_json(request, data, kind)
+        return read_json(request, await self._bytes(request), kind)
 
     async def _fresh_status(self) -> tuple[wire.Header, wire.Status]:
         async with self._status_lock:

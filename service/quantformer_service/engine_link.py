@@ -82,7 +82,8 @@ class EngineLink:
     """Used from the event loop's thread; its own thread owns the sockets."""
 
     def __init__(self, settings: Settings) -> None:
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+        host = f"[{host}]" if ":" in host else host
         self._router = f"tcp://{host}:{settings.zmq_port}"
         self._pub = f"tcp://{host}:{settings.pub_port}"
         self._hello = wire.encode(
@@ -183,6 +184,7 @@ class EngineLink:
         poller = zmq.Poller()
         for one in (dealer, sub):
             one.set(zmq.LINGER, 0)
+            one.set(zmq.IPV6, "[" in self._router)
             one.set(zmq.MAXMSGSIZE, wire.MAX_MESSAGE)
             one.connect(self._router if one is dealer else self._pub)
         for one in (wake, dealer, monitor, sub):

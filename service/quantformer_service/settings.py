@@ -53,7 +53,7 @@ class Settings:
     )
     threads: int = _setting(1, unit="threads", help="threads of one inference on the CPU", low=1, high=256)
     reorder_frames: int = _setting(
-        8, unit="frames", help="after which one that is missing is not waited for any more", low=0, high=64
+        8, unit="frames", help="after which one that is missing is not waited for any more", low=1, high=64
     )
     history_s: float = _setting(
         10.0, unit="s", help="frames kept beyond a window, for onsets that are told late", low=0.0, high=120.0

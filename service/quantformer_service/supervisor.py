@@ -32,6 +32,8 @@ _INCURABLE = frozenset({2, 3, 4})
 #: Share of `shutdown_s` that the first process (the engine, with its pending onsets) has before the others are asked.
 _FIRST_SHARE = 0.6
 _LONGEST_PAUSE_S = 2.0
+#: Longest wait for an event: on Windows a signal is not handled while the main thread waits.
+_TICK_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +119,8 @@ class Supervisor:
         while True:
             due = [child.restart_at for child in self._children if child.restart_at is not None]
             try:
-                pause = max(0.0, min(due) - time.monotonic()) if due else 3600.0
-                kind, subject, value = self._events.get(timeout=pause)
+                pause = max(0.0, min(due) - time.monotonic()) if due else _TICK_S
+                kind, subject, value = self._events.get(timeout=min(pause, _TICK_S))
             except Empty:
                 for child in self._children:
                     if child.restart_at is not None and child.restart_at <= time.monotonic():
@@ -203,10 +205,13 @@ class Supervisor:
                 if child.process is not None and child.process.stdin is not None:
                     child.process.stdin.close()
             while any(child.process is not None and child.process.poll() is None for child in asked):
-                try:
-                    kind, _, _ = self._events.get(timeout=max(0.0, deadline - time.monotonic()))
-                except Empty:
+                left = deadline - time.monotonic()
+                if left <= 0:
                     break
+                try:
+                    kind, _, _ = self._events.get(timeout=min(left, _TICK_S))
+                except Empty:
+                    continue
                 if kind == "signal":
                     _log.warning("second signal: ending at once")
                     return

@@ -66,11 +66,19 @@ def show(bundle: Bundle) -> None:
     manifest, recipe = bundle.manifest, bundle.recipe
     rows = [
         ("bundle", bundle.hash),
-        ("schema", manifest.schema),
+        ("made", f"{manifest.created_utc} by {manifest.software}, schema {manifest.schema}"),
+        ("model", f"{manifest.preset}, d {manifest.d}, {manifest.codes} codes, {manifest.precision}"),
         ("neurons", f"{len(manifest.neuron_ids)}: {_some(manifest.neuron_ids)}"),
         ("stimuli", f"{len(manifest.stimuli)}: {_some(tuple(manifest.stimuli))}"),
         ("window", f"{recipe.baseline_frames} frames before, {recipe.response_frames} after, at {recipe.rate_hz:g} Hz"),
+        ("active", f"{manifest.label.definition} mean dF/F of {manifest.label.threshold:g} or more"),
         ("phases", ", ".join(sorted(bundle.phases))),
+        ("longest lead", f"{manifest.longest_lead} frames"),
+        *(
+            (f"skill, lead {one.lead}", f"log-loss {one.log_loss:.4f}, MSE {one.mse:.4f} (validation)")
+            for one in manifest.skill_by_lead
+        ),
+        *((f"metric {name}", f"{value:.4g}") for name, value in sorted(manifest.metrics.items())),
         *((f"provenance {key}", value) for key, value in sorted(manifest.provenance.items())),
     ]
     width = max(len(name) for name, _ in rows)

@@ -32,7 +32,7 @@ VERBS: Mapping[str, str] = {
     "evaluate": "score a model against the simple baselines",
     "serve": "run the real-time service on a bundle",
     "status": "ask a running service how it is",
-    "bundle": "verify, show or extend a bundle",
+    "bundle": "verify or show a bundle",
     "config": "show every setting and where it came from",
 }
 

@@ -154,8 +154,8 @@ class _Api(Generic[R]):
 
 def _address(host: str, port: int) -> str:
     # A service that listens on every address is asked on this machine's own.
-    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
-    return f"http://{name}:{port}"
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
 def _request(json: object, content: bytes | None) -> dict[str, Any]:

@@ -47,8 +47,9 @@ class ZmqTransport:
     """A ZeroMQ DEALER. Connects anew by itself; what was sent to an engine that died is not sent again."""
 
     def __init__(self, *, host: str = "127.0.0.1", port: int = 7411, connect_s: float = 5.0) -> None:
-        self._address = f"tcp://{host}:{port}"
+        self._address = _zmq_address(host, port)
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        self._socket.set(zmq.IPV6, ":" in host)
         self._socket.set(zmq.LINGER, 500)
         self._socket.set(zmq.IMMEDIATE, 1)
         self._socket.set(zmq.SNDHWM, SEND_QUEUE)
@@ -150,7 +151,8 @@ class Subscriber:
         # Whatever is watched, the end of the session or of the engine is heard of.
         self._socket.subscribe(subscription(MessageType.SESSION_LOST, session=session))
         self._socket.subscribe(subscription(MessageType.BYE))
-        self._socket.connect(f"tcp://{host}:{port}")
+        self._socket.set(zmq.IPV6, ":" in host)
+        self._socket.connect(_zmq_address(host, port))
 
     def receive(self, timeout_s: float) -> bytes | None:
         """The next message, or None if there is none within the time."""
@@ -161,3 +163,7 @@ class Subscriber:
     def close(self) -> None:
         """Let go of the connection."""
         self._socket.close()
+
+
+def _zmq_address(host: str, port: int) -> str:
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
