@@ -15,7 +15,8 @@ import pytest
 OUTSIDE = {
     "quantformer": {"numpy", "msgspec", "safetensors", "torch"},
     "quantformer_training": {
-        "numpy", "torch", "onnx", "onnxscript", "onnxruntime", "safetensors", "scipy", "sklearn", "h5py", "matplotlib", "rich",
+        "numpy", "torch", "onnx", "onnxscript", "onnxruntime", "safetensors", "scipy", "sklearn", "threadpoolctl",
+        "h5py", "matplotlib", "rich",
     },
     "quantformer_service": {
         "numpy", "msgspec", "zmq", "httpx", "rich", "onnxruntime", "fastapi", "starlette", "uvicorn", "websockets",
