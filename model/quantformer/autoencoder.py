@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -79,8 +80,9 @@ class Autoencoder(nn.Module):
         return Reconstruction(patches=self.decoder(quantization.quantized), masked=masked, quantization=quantization)
 
     def freeze(self) -> FrozenAutoencoder:
-        """What downstream training needs of it, with nothing left that could move."""
-        return FrozenAutoencoder(encoder=self.encoder, codebook=self.quantizer.freeze(), decoder=self.decoder)
+        """What downstream training needs of it, as a copy with nothing left that could move."""
+        encoder, decoder = copy.deepcopy(self.encoder), copy.deepcopy(self.decoder)
+        return FrozenAutoencoder(encoder=encoder, codebook=self.quantizer.freeze(), decoder=decoder)
 
 
 class FrozenAutoencoder(nn.Module):

@@ -11,6 +11,15 @@ from quantformer.errors import UsageError
 #: What is known of a neuron and stimulus beforehand: the rate of active responses, and mean dF/F in bins of the response.
 TUNING_BINS = 8
 TUNING_QUANTITIES = 1 + TUNING_BINS
+#: Bins in which the network's summary of a baseline is told.
+BASELINE_BINS = 8
+#: Sizes beyond these are mistakes, or a file that would exhaust the machine.
+_LARGEST = MappingProxyType(
+    {
+        "d": 2048, "layers": 48, "heads": 128, "codes": 65536, "patch_frames": 1024, "baseline_frames": 4096,
+        "response_frames": 4096,
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +37,10 @@ class ModelConfig:
     mask_probability: float = 0.2
 
     def __post_init__(self) -> None:
+        for name, most in _LARGEST.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or not 1 <= value <= most:
+                raise UsageError(f"{name} = {value}; expected a whole number from 1 to {most}")
         if self.d % self.heads:
             raise UsageError(
                 f"d = {self.d} is not a multiple of heads = {self.heads}; choose a width that the heads share"
@@ -37,11 +50,16 @@ class ModelConfig:
                 raise UsageError(
                     f"{name} = {getattr(self, name)} is not a multiple of patch_frames = {self.patch_frames}"
                 )
-        if not 2 <= self.codes <= 65536:
-            raise UsageError(f"codes = {self.codes}; expected 2 to 65536")
+        if self.codes < 2:
+            raise UsageError(f"codes = {self.codes}; expected 2 to {_LARGEST['codes']}")
+        if self.baseline_frames % BASELINE_BINS or TUNING_BINS % self.response_patches:
+            raise UsageError(
+                f"baseline_frames = {self.baseline_frames} and {self.response_patches} response patches; the baseline must "
+                f"share out over {BASELINE_BINS} bins, and {TUNING_BINS} bins of tuning over the response patches"
+            )
         if not 0.0 <= self.dropout < 1.0 or not 0.0 < self.mask_probability < 1.0:
             raise UsageError(
-                f"dropout = {self.dropout} and mask_probability = {self.mask_probability} must lie in [0, 1)"
+                f"dropout = {self.dropout} must lie in [0, 1), mask_probability = {self.mask_probability} in (0, 1)"
             )
 
     @property

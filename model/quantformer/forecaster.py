@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from quantformer.autoencoder import Encoder, FrozenAutoencoder
-from quantformer.config import TUNING_BINS, TUNING_QUANTITIES, ModelConfig
+from quantformer.config import BASELINE_BINS, TUNING_BINS, TUNING_QUANTITIES, ModelConfig
 from quantformer.patches import from_patches, to_patches
 
 #: Index of each task's vectors in arrays of shape ``[..., 2, d]``.
@@ -25,8 +25,6 @@ ACTIVATION: Final = 0
 FORECAST: Final = 1
 #: dF/F beyond this many times the signal scale is clipped: one broken window must not own the loss or the answer.
 CLIP: Final = 40.0
-#: Bins of the baseline in its summary.
-SUMMARY_BINS: Final = 8
 SHORTCUT_GAIN: Final = 10.0
 
 
@@ -39,13 +37,13 @@ class Shortcut(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(SUMMARY_BINS + 2 + TUNING_QUANTITIES, width)
+        self.linear = nn.Linear(BASELINE_BINS + 2 + TUNING_QUANTITIES, width)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, baseline: Tensor, tuning: Tensor) -> Tensor:
         """``[B, width]`` from ``[B, 96]`` and ``[B, TUNING_QUANTITIES]``."""
-        bins = baseline.reshape(baseline.shape[0], SUMMARY_BINS, -1).mean(-1)
+        bins = baseline.reshape(baseline.shape[0], BASELINE_BINS, -1).mean(-1)
         centred = baseline - baseline.mean(-1, keepdim=True)
         deviation = (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
         end = baseline[:, -5:].mean(-1, keepdim=True)

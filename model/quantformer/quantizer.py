@@ -27,10 +27,12 @@ class QuantizedResult:
 def nearest_codes(encoded: Tensor, codebook: Tensor) -> Tensor:
     """Index of the nearest code, equation 1: ``argmin(|e|^2 - 2 z.e)`` in float32. ``[B, P, d]`` to int64 ``[B, P]``.
 
-    Float32 whatever the network's precision: in half precision near-ties fall differently on different devices.
+    Float32 whatever the network's precision, autocast included: in half precision near-ties fall differently on
+    different devices.
     """
-    codebook = codebook.float()
-    return (codebook.square().sum(-1) - 2.0 * encoded.float() @ codebook.T).argmin(-1)
+    with torch.autocast(encoded.device.type, enabled=False):
+        codebook = codebook.float()
+        return (codebook.square().sum(-1) - 2.0 * encoded.float() @ codebook.T).argmin(-1)
 
 
 class FrozenCodebook(nn.Module):
@@ -102,7 +104,7 @@ class Quantizer(nn.Module):
         pull_codes = (encoded.detach() - chosen).square().mean()
         straight_through = encoded + (chosen - encoded).detach()
         quantized = straight_through + self.sync_nu * (chosen - chosen.detach())
-        counts = torch.bincount(codes.flatten(), minlength=codebook.shape[0]).to(encoded.dtype)
+        counts = torch.bincount(codes.flatten(), minlength=codebook.shape[0]).to(self.usage.dtype)
         if self.training:
             self.usage += counts
         share = counts / counts.sum()

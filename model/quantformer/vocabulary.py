@@ -15,6 +15,8 @@ from quantformer.errors import DataError
 NOTHING = "nothing"
 #: Prefix of a category for a moment inside a presentation of that category.
 ONGOING = "ongoing:"
+#: Largest size of a feature; beyond it a number is a mistake, and in float32 soon no number at all.
+LARGEST_FEATURE = 1e9
 
 
 def _angle(degrees: float, *, fold: int) -> tuple[float, float]:
@@ -93,8 +95,10 @@ class StimulusRecipe:
         for name, value in features.items():
             if name not in known:
                 raise DataError(f"stimulus feature {name!r} is not in the recipe; known: {', '.join(sorted(known))}")
-            if not math.isfinite(value):
-                raise DataError(f"stimulus feature {name!r} is {value}; give a finite number or leave it out")
+            if not abs(value) <= LARGEST_FEATURE:
+                raise DataError(
+                    f"stimulus feature {name!r} is {value}; give a number of at most {LARGEST_FEATURE:.0e} or leave it out"
+                )
         for name in ("temporal_frequency_hz", "spatial_frequency_cpd"):
             if features.get(name, 1.0) <= 0:
                 raise DataError(f"stimulus feature {name!r} is {features[name]}; a positive number was expected")
