@@ -220,6 +220,23 @@ def test_an_onset_is_answered_at_the_frame_that_the_offline_search_finds(
         assert abs(window.frame_at(onset) - expected) <= 1
 
 
+@pytest.mark.parametrize("lost", [(30,), (30, 31), (29, 30), (28, 29, 30, 31, 32)])
+@pytest.mark.parametrize("rate", [30.0, 29.99, 31.3])
+def test_a_lost_frame_on_whose_stamp_the_onset_falls_is_the_onset_frame(lost: tuple[int, ...], rate: float) -> None:
+    window = ring()
+    origin = 571.0
+    for number in range(60):
+        if number not in lost:
+            put(window, number, at=origin + number / rate)
+    for number in lost:
+        assert window.frame_at(origin + number / rate) == number
+        assert window.frame_at(origin + number / rate + 1e-4) == number + 1
+        assert window.frame_at(origin + number / rate - 1e-4) == number
+    # Frames that came have stamps to which the onset is held exactly.
+    assert window.frame_at(origin + 40 / rate) == 40
+    assert window.frame_at(np.nextafter(origin + 40 / rate, np.inf)) == 41
+
+
 def test_an_onset_before_the_ring_is_refused() -> None:
     window = ring()
     for number in range(60):

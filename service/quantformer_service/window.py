@@ -166,7 +166,10 @@ class FrameWindow:
                 f"the onset at {onset_s:.3f} s lies before the frames held, which begin at {stamps[0]:.3f} s",
             )
         if onset_s <= stamps[-1]:
-            return self.oldest + int(np.searchsorted(stamps, onset_s, side="left"))
+            found = int(np.searchsorted(stamps, onset_s, side="left"))
+            # The stamp of a frame that never came is interpolated: its rounding must not decide.
+            never_came = not self._arrived[start + found - 1]
+            return self.oldest + found - int(never_came and stamps[found - 1] >= onset_s - _REGULAR_S)
         return self.last + max(1, math.ceil((onset_s - self.last_s - _REGULAR_S) / self.period_s))
 
     def ready_at(self, onset_s: float) -> bool:

@@ -111,10 +111,12 @@ class Microscope:
         within_s: float | None = None,
         duration_s: float | None = None,
         detail: Literal["forecast", "probability"] = "forecast",
+        baseline: bool = False,
     ) -> int:
         """Announce an onset, by time (s on the microscope's clock) or frame, or now with neither; the question's id.
 
-        ``stimulus`` is an id, or a description, or several alternatives that are answered together.
+        ``stimulus`` is an id, or a description, or several alternatives that are answered together. With ``baseline`` the
+        answer holds the window that was read.
         """
         self._check()
         if isinstance(stimulus, str):
@@ -128,6 +130,7 @@ class Microscope:
             within_s=within_s,
             duration_s=duration_s,
             detail=detail,
+            baseline=baseline,
         )
         return self._ask(onset).question
 

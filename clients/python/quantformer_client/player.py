@@ -61,7 +61,8 @@ class Player:
 
     ``delivery_s`` is the time from the start of a frame's exposure to its arrival. Each presentation is announced ``ahead_s``
     before its onset (at most 10 s) with a deadline ``margin_s`` before it; flat out there is no clock to keep, so the answer
-    is due when the last frame before the onset is in. Frame numbers begin at ``first_frame``.
+    is due when the last frame before the onset is in. Frame numbers begin at ``first_frame``. With ``baseline`` the answers
+    hold the windows that were read.
     """
 
     fluorescence: NDArray[np.float32]
@@ -72,6 +73,7 @@ class Player:
     margin_s: float = 0.02
     delivery_s: float = 0.0
     first_frame: int = 0
+    baseline: bool = False
     disturbance: Disturbance = field(default_factory=Disturbance)
 
     def __post_init__(self) -> None:
@@ -162,6 +164,7 @@ class Player:
             onset_s=shown.onset_s,
             within_s=max(left_s, 1e-3) if real else None,
             duration_s=shown.duration_s,
+            baseline=self.baseline,
         )
 
     @staticmethod
