@@ -30,3 +30,11 @@ def code_loss(logits: Tensor, codes: Tensor) -> Tensor:
 def activation_loss(logit: Tensor, active: Tensor) -> Tensor:
     """Binary cross-entropy of ``[B]`` logits against bool ``[B]`` labels (section 3.4.1)."""
     return functional.binary_cross_entropy_with_logits(logit, active.to(logit.dtype))
+
+
+def shape_loss(forecast: Tensor, response: Tensor, *, epsilon: float = 1e-4) -> Tensor:
+    """One minus the mean Pearson correlation a trace of dF/F ``[B, frames]``; ``epsilon`` in (dF/F)^2 quiets flat ones."""
+    ours = forecast - forecast.mean(1, keepdim=True)
+    theirs = response - response.mean(1, keepdim=True)
+    norm = ((ours.square().sum(1) + epsilon) * (theirs.square().sum(1) + epsilon)).sqrt()
+    return 1.0 - ((ours * theirs).sum(1) / norm).mean()

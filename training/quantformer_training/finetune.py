@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from quantformer.forecaster import ACTIVATION, FORECAST, Forecaster, ResponseAnswer
-from quantformer.losses import activation_loss, code_loss
+from quantformer.losses import activation_loss, code_loss, shape_loss
 from quantformer.tokens import UNKNOWN, TaskTokens
 from quantformer_training.examples import Examples, ExampleSource, Vocabulary
 from quantformer_training.loop import LoopConfig, LoopResult, Report, in_batches, run_loop
@@ -25,7 +25,9 @@ VALIDATION_LEADS = (0, 5)
 class FinetuneConfig:
     """An epoch reads about ``rows_per_epoch`` neuron-trials, ``pseudo_per_real`` of them at pseudo-onsets for each at a
     real onset. Ids are withheld from ``drop_ids`` of the rows, which trains the unknown vector, and the stimulus from
-    ``drop_stimulus`` of them. ``decoded_weight`` adds the squared error of the decoded response to the cross-entropy.
+    ``drop_stimulus`` of them. To the cross-entropy over codes ``decoded_weight`` adds the squared error of the decoded
+    response, and ``shape_weight`` one minus its correlation with what happened: most responses are small, and squared
+    error alone ignores their shape.
     """
 
     activation: LoopConfig
@@ -36,6 +38,7 @@ class FinetuneConfig:
     drop_ids: float = 0.1
     drop_stimulus: float = 0.1
     decoded_weight: float = 1.0
+    shape_weight: float = 2.0
 
     def stopped(self, activation: LoopResult, forecast: LoopResult) -> FinetuneConfig:
         """The same training, ended after the epochs that were best in these runs."""
@@ -58,6 +61,10 @@ class TrainedModel:
     @torch.no_grad()
     def predict(self, examples: Examples, *, denied: bool = False) -> Prediction:
         """Ask about every row; ``denied`` withholds the stimulus."""
+        if not len(examples):
+            frames = self.forecaster.config.response_frames
+            none = np.zeros(0, np.float32)
+            return Prediction(logit=none, response=np.zeros((0, frames), np.float32), spread=none)
         asked = _without_stimulus(examples) if denied else examples
         parts = [self._predict(asked.select(rows)) for rows in in_batches(torch.arange(len(examples)), 2048)]
         return Prediction(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
@@ -111,11 +118,16 @@ def finetune(
         answer = ask_response(forecaster, tokens[FORECAST], rows)
         with torch.no_grad():
             target = forecaster.teacher.codes(rows.trace, patch_frames=pretrained.config.patch_frames)
-        error = (forecaster.decode(answer) - rows.response) / forecaster.signal_scale
-        return code_loss(answer.code_logits, target) + config.decoded_weight * error.square().mean()
+        decoded = forecaster.decode(answer)
+        error = (decoded - rows.response) / forecaster.signal_scale
+        return (
+            code_loss(answer.code_logits, target)
+            + config.decoded_weight * error.square().mean()
+            + (config.shape_weight * shape_loss(decoded, rows.response))
+        )
 
     def validate(loss: Callable[[Examples], Tensor]) -> float:
-        return float(np.mean([float(loss(rows)) for rows in held]))
+        return float(np.mean([mean_loss(loss, rows) for rows in held]))
 
     results = []
     tasks: tuple[tuple[str, nn.Module, LoopConfig, Callable[[Examples], Tensor], Callable[[Examples], Tensor]], ...] = (
@@ -154,6 +166,12 @@ def finetune(
     if forecaster.teacher.codebook.digest() != digest:
         raise AssertionError("the frozen codebook changed during fine-tuning")
     return TrainedModel(forecaster=forecaster, tokens=tokens, vocabulary=vocabulary, results=(results[0], results[1]))
+
+
+def mean_loss(loss: Callable[[Examples], Tensor], rows: Examples) -> float:
+    """Mean over rows, in pieces: a whole validation part of a large recording does not fit in memory at once."""
+    pieces = in_batches(torch.arange(len(rows)), 4096)
+    return sum(float(loss(rows.select(piece))) * len(piece) for piece in pieces) / max(len(rows), 1)
 
 
 def ask_activation(model: Forecaster, tokens: TaskTokens, rows: Examples) -> Tensor:
