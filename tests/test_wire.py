@@ -238,7 +238,7 @@ def test_a_newer_minor_version_is_read_and_its_additions_ignored() -> None:
     assert message.body == wire.Hello(client="new")
     assert (message.header.minor, message.header.header_bytes) == (5, longer)
 
-    data = wire.encode(frame())
+    data = patched(wire.encode(frame()), 18, b"\x05")
     body = wire.decode(patched(data, 76, struct.pack("<I", 5 * 4 + 3)) + b"new").body
     assert isinstance(body, wire.Frame)
     np.testing.assert_array_equal(body.fluorescence, np.arange(5, dtype=np.float32))
@@ -252,6 +252,15 @@ def test_a_newer_minor_version_is_read_and_its_additions_ignored() -> None:
     got = wire.decode(grown).body
     assert isinstance(got, wire.Answer)
     np.testing.assert_array_equal(got.probability, answer().probability)
+
+
+def test_a_frame_of_float64_is_refused_not_misread() -> None:
+    one = frame()
+    data = wire.encode(one)
+    doubled = one.fluorescence.astype("<f8").tobytes()
+    data = patched(data[: wire.HEADER_BYTES], 76, struct.pack("<I", len(doubled))) + doubled
+    with pytest.raises(wire.WireError, match="send float32"):
+        wire.decode(data)
 
 
 def test_an_empty_payload_means_all_defaults() -> None:

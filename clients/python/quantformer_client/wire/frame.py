@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantformer_client.errors import ErrorCode, WireError
-from quantformer_client.wire.header import ID_LIMIT, MAX_ROIS, Flags, Header, MessageType, PayloadFormat
+from quantformer_client.wire.header import ID_LIMIT, MAX_ROIS, MINOR, Flags, Header, MessageType, PayloadFormat
 
 #: Greatest device time in s, forward or back.
 LATEST_S = 1e12
@@ -73,16 +73,18 @@ class Frame:
 
     @classmethod
     def decode(cls, header: Header, payload: memoryview) -> Frame:
-        """Read the payload; bytes after the announced arrays are ignored.
+        """Read the payload; bytes after the announced arrays are ignored where the sender's minor version is newer.
 
         Raises:
-            WireError: no ROI, no finite device time, or fewer bytes than ``count`` and the flags announce.
+            WireError: no ROI, no finite device time, or another number of bytes than ``count`` and the flags announce.
         """
         n, flags = header.count, header.flags
         neuropil_at = 4 * n
         motion_at = neuropil_at + (4 * n if flags & Flags.HAS_NEUROPIL else 0)
         wanted = motion_at + (8 if flags & Flags.HAS_MOTION else 0)
-        if n == 0 or len(payload) < wanted:
+        # Of a sender of this version, more bytes are no addition but another dtype: float64 would read as nonsense.
+        surplus = len(payload) > wanted and header.minor <= MINOR
+        if n == 0 or len(payload) < wanted or surplus:
             raise WireError(
                 ErrorCode.BAD_PAYLOAD,
                 f"FRAME: {n} ROIs with flags {flags:#x} need {wanted} bytes (and at least one ROI), the payload has "
