@@ -19,13 +19,14 @@ def small_recording(
     sub_sessions: int = 0,
     pause_s: float = 8.0,
     jitter_s: float = 0.0,
+    start_s: float = 5.0,
     seed: int = 0,
 ) -> Recording:
     """Gratings of two seconds, one a period; neuron k answers direction k more often, and a third of the others."""
     rng = np.random.default_rng(seed)
     each = trials // max(sub_sessions, 1)
     block = np.minimum(np.arange(trials) // each, max(sub_sessions, 1) - 1)
-    onset = 5.0 + np.arange(trials) * period_s + block * pause_s
+    onset = start_s + np.arange(trials) * period_s + block * pause_s
     frames = int((onset[-1] + 4.0) * rate_hz)
     stamps = (np.arange(frames) + rng.uniform(-0.5, 0.5, frames) * jitter_s * rate_hz) / rate_hz
     direction = np.array([DIRECTIONS[i % len(DIRECTIONS)] for i in range(trials)])

@@ -137,7 +137,7 @@ def test_the_teacher_decodes_the_folded_codebook(network: Autoencoder) -> None:
 def test_gradients_pass_the_teacher_to_its_input(network: Autoencoder) -> None:
     teacher: FrozenAutoencoder = network.freeze()
     vectors = torch.randn(2, 10, 16, requires_grad=True)
-    teacher.decode(vectors).sum().backward()
+    torch.autograd.backward(teacher.decode(vectors).sum())
     assert vectors.grad is not None
     assert vectors.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in teacher.parameters())

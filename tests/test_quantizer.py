@@ -190,6 +190,19 @@ def test_dead_codes_are_replaced_every_twenty_training_steps_and_living_ones_are
         assert (near[0] + 0.25 - dead).abs().sum(-1).min() < 1e-5
 
 
+def test_use_is_counted_anew_after_each_replacement() -> None:
+    torch.manual_seed(0)
+    quantizer = Quantizer(codes=2, d=2).train()
+    quantizer(torch.randn(16, 10, 2))
+    with torch.no_grad():
+        quantizer.raw.copy_(torch.tensor([[0.0, 0.0], [9.0, 9.0]]))
+    for _ in range(20):
+        quantizer(torch.tensor([[0.0, 0.0], [9.0, 9.0]]).repeat(2, 5, 1))
+    for _ in range(40):
+        quantizer(torch.zeros(2, 10, 2))
+    assert quantizer.raw.detach().abs().max() < 1.0, "used once, then never again: it should have been replaced"
+
+
 def test_replacement_lands_on_the_output_through_the_affine_map() -> None:
     quantizer = trained(codes=4, d=3).train()
     encoded = torch.randn(8, 10, 3)

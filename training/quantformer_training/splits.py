@@ -42,10 +42,10 @@ class Split:
 
 def split_by_sub_session(recording: Recording, *, recipe: SignalRecipe, category: str) -> Split:
     """The paper's split: of a category's three sub-sessions the first two train, the third tests; validation is the
-    last 30 % of the second.
+    last 30 % of the second. A part ends where the next begins, so windows that reach across are dropped.
 
     Raises:
-        RecordingError: the category has fewer than three sub-sessions.
+        RecordingError: the category has fewer than three sub-sessions, or they are not numbered in order of time.
     """
     chosen = np.array([name == category for name in recording.stimuli.category])
     sub = recording.stimuli.sub_session[chosen]
@@ -57,12 +57,18 @@ def split_by_sub_session(recording: Recording, *, recipe: SignalRecipe, category
         )
     frame = onset_frames(recording.timestamps_s, recording.stimuli.onset_s[chosen])
     first, second, third = (frame[sub == number] for number in found[:3])
-    cut = int(second[int(len(second) * (1 - VALIDATION_SHARE))]) - recipe.baseline_frames
-    early = (_start(first, recipe), _stop(first, recording, recipe))
+    if first[-1] >= second[0] or second[-1] >= third[0]:
+        raise RecordingError(
+            f"{recording.provenance.source}: the sub-sessions of {category!r} overlap in time or are not numbered in order; "
+            "number them in order, or use the chronological split"
+        )
+    middle = _start(second, recipe)
+    cut = max(int(second[int(len(second) * (1 - VALIDATION_SHARE))]) - recipe.baseline_frames, middle)
+    late = _start(third, recipe)
     return Split(
-        train=(early, (_start(second, recipe), cut)),
-        validation=((cut, _stop(second, recording, recipe)),),
-        test=((_start(third, recipe), _stop(third, recording, recipe)),),
+        train=((_start(first, recipe), min(_stop(first, recording, recipe), cut)), (middle, cut)),
+        validation=((cut, min(_stop(second, recording, recipe), late)),),
+        test=((late, _stop(third, recording, recipe)),),
     )
 
 
@@ -81,10 +87,10 @@ def split_by_time(
             f"{recording.provenance.source} has {len(frame)} presentations; {train_trials} for training leaves none to "
             "test on or is fewer than 4"
         )
-    cut = int(frame[int(train_trials * (1 - VALIDATION_SHARE))]) - recipe.baseline_frames
-    end = int(frame[train_trials]) - recipe.baseline_frames
+    cut = max(int(frame[int(train_trials * (1 - VALIDATION_SHARE))]) - recipe.baseline_frames, 0)
+    end = max(int(frame[train_trials]) - recipe.baseline_frames, cut)
     last = train_trials + test_trials if test_trials is not None else len(frame)
-    stop = int(frame[last]) - recipe.baseline_frames if last < len(frame) else recording.frames
+    stop = max(int(frame[last]) - recipe.baseline_frames, end) if last < len(frame) else recording.frames
     return Split(train=((0, cut),), validation=((cut, end),), test=((end, stop),))
 
 

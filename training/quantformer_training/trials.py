@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quantformer.labels import LabelRule, active, evoked_area, label_frames
+from quantformer.errors import RecordingError
+from quantformer.labels import LABEL_FRAMES, OTHER_LABEL_FRAMES, LabelRule, active, evoked_area, label_frames
 from quantformer.recording import Recording
 from quantformer.signal import (
     SignalRecipe,
@@ -75,7 +76,7 @@ def real_moments(recording: Recording) -> Moments:
 
 
 def pseudo_moments(recording: Recording, frames: NDArray[np.int64], *, recipe: SignalRecipe) -> Moments:
-    """Moments at those of ``frames`` where nothing begins: no onset in ``[f - 16, f + 64)``.
+    """Moments at those of ``frames`` where nothing begins: no onset in ``(f - 16, f + 64)``.
 
     Inside a presentation category and id are ``ongoing:`` and the presentation's, with its features; elsewhere both
     are ``nothing``.
@@ -125,25 +126,35 @@ class Trials:
 
 
 class TrialReader:
-    """Cuts trials out of one recording; the same guards and label for every part of it."""
+    """Cuts trials out of one recording; the same guards and label for every part of it.
+
+    Raises:
+        RecordingError: the training part has no frame, or the label needs pseudo-onsets and training has none.
+        SignalError: the recording is slower than 15 Hz.
+    """
 
     def __init__(self, recording: Recording, *, split: Split, recipe: SignalRecipe, rule: LabelRule) -> None:
         self.recording, self.split, self.recipe, self.rule = recording, split, recipe, rule
         self.trace = recording.corrected()
         self.interpolated = needs_interpolation(recording.rate_hz)
-        training = np.concatenate([self.trace[low:high] for low, high in split.train])
+        spans = [self.trace[low:high] for low, high in split.train if high > low]
+        if not spans:
+            raise RecordingError(
+                f"{recording.provenance.source}: the training part holds no frame; give it more presentations"
+            )
+        training = np.concatenate(spans)
         # A neuron that was never seen in training has no floor but zero.
         seen = np.isfinite(training).any(axis=0)
         self.f0_minimum = np.zeros(recording.neurons)
         self.f0_minimum[seen] = F0_FLOOR * np.maximum(np.nanmedian(training[:, seen], axis=0), 0.0)
-        self._pseudo = (0.0, 1.0) if rule.definition != "evoked" else self._pseudo_distribution()
+        self._pseudo: dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+        if rule.definition == "evoked":
+            self._pseudo = self._pseudo_distributions()
 
     def read(self, moments: Moments, *, part: str) -> Trials:
         """Trials at those moments whose whole window lies in ``part``."""
         recipe = self.recipe
-        margin = int(np.ceil(self.recording.rate_hz / recipe.rate_hz)) if self.interpolated else 1
-        start, stop = moments.frame - recipe.baseline_frames * margin, moments.frame + recipe.response_frames * margin
-        inside = self.split.inside(part, start, stop)
+        inside = self.split.inside(part, *self._reach(moments.frame))
         moments = moments.select(np.flatnonzero(inside))
         n, neurons = len(moments), self.recording.neurons
         baseline = np.zeros((n, neurons, recipe.baseline_frames), np.float32)
@@ -183,12 +194,24 @@ class TrialReader:
             window = hold_missing(window, observed)
         return write_baseline(window, recipe=self.recipe, out=out, f0_minimum=self.f0_minimum, observed=observed)
 
+    def _reach(self, frame: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First frame that a window reads, and the one after the last; beyond the recording where it does not suffice."""
+        recipe, stamps = self.recipe, self.recording.timestamps_s
+        if not self.interpolated:
+            return frame - recipe.baseline_frames, frame + recipe.response_frames
+        onset = stamps[np.minimum(frame, len(stamps) - 1)]
+        first = onset - recipe.baseline_frames / recipe.rate_hz
+        last = onset + (recipe.response_frames - 1) / recipe.rate_hz
+        start = np.searchsorted(stamps, first, side="right") - 1
+        stop = np.searchsorted(stamps, last, side="left") + 1
+        stop[frame >= len(stamps)] = len(stamps) + 1
+        return start.astype(np.int64), stop.astype(np.int64)
+
     def _before(self, moments: Moments, i: int) -> NDArray[np.float32]:
         frame = int(moments.frame[i])
         if not self.interpolated:
             return self.trace[frame - self.recipe.baseline_frames : frame]
-        reach = int(np.ceil((self.recipe.baseline_frames / self.recipe.rate_hz) * self.recording.rate_hz)) + 2
-        near = slice(max(frame - reach, 0), frame)
+        near = slice(int(self._reach(moments.frame[i : i + 1])[0][0]), frame)
         return window_on_grid(
             self.trace[near],
             timestamps_s=self.recording.timestamps_s[near],
@@ -214,23 +237,35 @@ class TrialReader:
         labels = np.zeros(response.shape[:2], bool)
         for name in set(moments.category):
             rows = np.array([category == name for category in moments.category])
+            frames = label_frames(name.removeprefix(ONGOING))
+            mean, sd = self._pseudo.get(frames, (0.0, 1.0))
             labels[rows] = active(
                 self.rule,
                 baseline=baseline[rows],
                 response=response[rows],
-                frames=label_frames(name.removeprefix(ONGOING)),
-                pseudo_mean=self._pseudo[0],
-                pseudo_sd=self._pseudo[1],
+                frames=frames,
+                pseudo_mean=mean,
+                pseudo_sd=sd,
             )
         return labels
 
-    def _pseudo_distribution(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean and standard deviation a neuron of the evoked area at training pseudo-onsets, one every 30 frames."""
+    def _pseudo_distributions(self) -> dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        """Mean and standard deviation a neuron of the evoked area at training pseudo-onsets, one every 30 frames, for
+        each length of label. A neuron that no pseudo-onset could measure is never active.
+        """
         frames = np.concatenate([np.arange(low, high, 30) for low, high in self.split.train])
-        self._pseudo = (0.0, 1.0)
         trials = self.read(pseudo_moments(self.recording, frames, recipe=self.recipe), part="train")
-        area = evoked_area(
-            trials.baseline, trials.response, frames=label_frames(""), decay_frames=self.rule.decay_frames
-        )
-        area[~trials.valid] = np.nan
-        return np.nanmean(area, axis=0), np.maximum(np.nanstd(area, axis=0), 1e-9)
+        if not trials.valid.any():
+            raise RecordingError(
+                f"{self.recording.provenance.source}: the training part has no usable pseudo-onset, without which the label "
+                "'evoked' is undefined; use 'signed', or record more time without stimuli"
+            )
+        measured = trials.valid.sum(0)
+        count = np.maximum(measured, 1)
+        found = {}
+        for length in {*LABEL_FRAMES.values(), OTHER_LABEL_FRAMES}:
+            area = evoked_area(trials.baseline, trials.response, frames=length, decay_frames=self.rule.decay_frames)
+            mean = np.where(trials.valid, area, 0.0).sum(0) / count
+            sd = np.sqrt(np.square(np.where(trials.valid, area - mean, 0.0)).sum(0) / count)
+            found[length] = mean, np.where(measured > 0, np.maximum(sd, 1e-9), np.inf)
+        return found
