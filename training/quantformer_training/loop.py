@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import os
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantformer.errors import DataError
+from quantformer.errors import DataError, UnavailableError
 
 #: Number of the checkpoint's schema. Older ones are read, newer ones refused.
 CHECKPOINT_SCHEMA = 1
@@ -78,7 +80,8 @@ def run_loop(
     exactly as it would have. ``fingerprint`` names the configuration and data; a checkpoint of another is refused.
 
     Raises:
-        DataError: the loss is not finite, or the checkpoint is foreign, damaged or newer.
+        DataError: a loss is not finite, there is nothing to learn from, or the checkpoint is foreign, damaged or newer.
+        UnavailableError: the checkpoint cannot be written.
     """
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -93,7 +96,7 @@ def run_loop(
             state["best_weights"],
             state["epoch"],
         )
-    started, epoch = time.monotonic(), first
+    started, done = time.monotonic(), first
     last = config.epochs if config.stop_after is None else min(config.stop_after, config.epochs)
     for epoch in range(first, last):
         if config.stop_after is None and 0 <= best_epoch < epoch - config.patience:
@@ -109,13 +112,17 @@ def run_loop(
             nn.utils.clip_grad_norm_(trainable, config.gradient_clip)
             optimizer.step()
             total, batches = total + loss.item(), batches + 1
-        if not math.isfinite(total):
-            raise DataError(
-                f"{stage}: the loss of epoch {epoch} is {total}; lower the learning rate or look for NaN in the data"
-            )
+        if batches == 0:
+            raise DataError(f"{stage}: epoch {epoch} had not one batch; there is nothing to learn from")
         network.eval()
         with torch.no_grad():
             validation = validate()
+        if not math.isfinite(total) or not math.isfinite(validation):
+            raise DataError(
+                f"{stage}: the loss of epoch {epoch} is {total / batches}, on validation {validation}; lower the learning "
+                "rate or look for NaN in the data"
+            )
+        done = epoch + 1
         if validation < best or config.stop_after is not None:
             best, best_epoch, best_weights = validation, epoch, copy.deepcopy(network.state_dict())
         if checkpoint is not None:
@@ -127,13 +134,13 @@ def run_loop(
         left = (time.monotonic() - started) / (epoch + 1 - first) * (last - epoch - 1)
         report(
             Progress(
-                stage=stage, epoch=epoch, epochs=last, loss=total / max(batches, 1),
+                stage=stage, epoch=epoch, epochs=last, loss=total / batches,
                 validation=validation, best=best, seconds_left=left,
             )
         )  # fmt: skip
     network.load_state_dict(best_weights)
     network.eval()
-    return LoopResult(best_epoch=best_epoch, best_validation=best, epochs_run=epoch + 1 - first)
+    return LoopResult(best_epoch=best_epoch, best_validation=best, epochs_run=done - first)
 
 
 def in_batches(rows: Tensor, size: int) -> Iterator[Tensor]:
@@ -149,27 +156,44 @@ def _schedule(epoch: int, epochs: int) -> float:
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any], *, fingerprint: str) -> None:
-    """Write aside, flush to the disk, then rename: a cut leaves the old checkpoint whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write aside, flush to the disk, then rename: a cut leaves the old checkpoint whole.
+
+    Raises:
+        UnavailableError: it cannot be written, for want of room or of rights.
+    """
     aside = path.with_suffix(".partial")
-    with aside.open("wb") as file:
-        torch.save({"schema": CHECKPOINT_SCHEMA, "fingerprint": fingerprint, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as file:
+            torch.save({"schema": CHECKPOINT_SCHEMA, "fingerprint": fingerprint, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except (OSError, RuntimeError) as error:
+        # torch's writer reports a full disk as a RuntimeError.
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise UnavailableError(
+            f"{path} cannot be written ({error}); make room or choose another directory. An older one there is whole"
+        ) from error
 
 
 def load_checkpoint(path: Path, *, fingerprint: str) -> dict[str, Any]:
-    """Read a checkpoint without unpickling code.
+    """Read a checkpoint without unpickling code, after its own CRCs have vouched for every byte.
 
     Raises:
         DataError: damaged, of a newer schema, or of another configuration or data set.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            # torch itself reads altered weights without a word.
+            altered = archive.testzip()
+        if altered is not None:
+            raise DataError(f"{altered} was altered")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise DataError(
-            f"{path} is not a checkpoint ({type(error).__name__}); remove it to train from the start"
+            f"{path} is not a checkpoint, or damaged ({type(error).__name__}); remove it to train from the start"
         ) from None
     if not isinstance(state, dict) or not isinstance(state.get("schema"), int):
         raise DataError(f"{path} is not a quantformer checkpoint; remove it to train from the start")
