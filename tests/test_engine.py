@@ -230,6 +230,40 @@ def test_answers_are_published_and_standing_questions_follow_the_stream(
         assert client.error(wire.Poll(question=standing.question)).code == ErrorCode.UNKNOWN_QUESTION
 
 
+def test_standing_questions_leave_inference_free_for_a_deadline(
+    engine: EngineProcess, client: Client, context: zmq.Context[zmq.Socket[bytes]]
+) -> None:
+    rois = [*ROIS, *(f"stranger{k}" for k in range(241 - len(ROIS)))]
+    alternatives = [wire.Stimulus(stimulus_id=f"dir={angle:03d}") for angle in range(0, 360, 45)]
+    client.open(rois, unknown="mark")
+    trace = np.random.default_rng(3).lognormal(5, 0.2, (100, 241)).astype(np.float32)
+    client.frames(trace)
+    with subscriber(engine, context, wire.subscription(wire.MessageType.ANSWER, session=client.session)) as sub:
+        # Enough rows that the answer for one frame is never done before the next frame comes.
+        client.ask(wire.Standing(stimuli=alternatives, detail="probability"), wire.Accepted)
+        standing: list[tuple[int, int]] = []
+        onsets: list[tuple[int, bool]] = []
+        number, pending = len(trace), False
+        while len(onsets) < 12:
+            if len(standing) > 3 and not pending:
+                # So far ahead that the deadline comes before the frames do.
+                asked(client, wire.Onset(stimuli=GRATING, onset_frame=number + 60, within_s=0.5, detail="probability"))
+                pending = True
+            client.frames(trace[:1], start=number)
+            number += 1
+            while sub.poll(20):
+                answer = wire.decode(sub.recv()).body
+                assert isinstance(answer, wire.Answer)
+                if answer.asked == wire.Asked.STANDING:
+                    standing.append((answer.submitted_ns, answer.done_ns))
+                    continue
+                at = answer.submitted_ns
+                onsets.append((at, any(begun < at < done for begun, done in standing)))
+                standing, pending = [], False
+    # Only a standing answer that took longer than any of the last 32 can stand in the way.
+    assert sum(busy for _, busy in onsets) <= 4
+
+
 def test_the_same_over_tcp(engine: EngineProcess) -> None:
     with engine.tcp() as connection:
         stream = wire.MessageStream()

@@ -198,7 +198,7 @@ class Engine:
         """Fill free slots: onset questions first come first, a standing one only when nothing else is under way."""
         while self._free and self._ready:
             self._submit(*self._ready.popleft())
-        if self._busy or self._state != "ready":
+        if self._busy or self._state != "ready" or self._deadline_is_near():
             return
         # The session that was served longest ago is asked first.
         for session in list(self._dispatcher.sessions.values()):
@@ -206,6 +206,12 @@ class Engine:
             if question is not None and self._submit(session, question):
                 self._dispatcher.sessions[session.number] = self._dispatcher.sessions.pop(session.number)
                 return
+
+    def _deadline_is_near(self) -> bool:
+        """Whether a standing question begun now could be under way when an onset question must begin: none is, then."""
+        deadlines = [session.docket.next_deadline_ns() for session in self._dispatcher.sessions.values()]
+        begins_ns = min((one for one in deadlines if one is not None), default=1 << 62) - self._expected_ns()
+        return time.perf_counter_ns() + self._expected_ns() >= begins_ns
 
     def _submit(self, session: Session, question: Question) -> bool:
         slot = self._free.pop()
