@@ -17,10 +17,10 @@ HEADLINE: Mapping[str, str] = {
     "brier": "Brier score",
     "log_loss_within_neuron": "log-loss within neuron, nats",
     "auroc_within_neuron": "AUROC within neuron",
-    "auroc": "AUROC, all neurons pooled",
+    "auroc": "pooled AUROC, all neurons",
     "mse": "MSE of the trace, (dF/F)²",
     "r": "signed r of the trace",
-    "area_r": "r of the response area within neuron",
+    "area_r": "response area r within neuron",
 }
 
 
@@ -30,6 +30,11 @@ def title_of(key: str) -> str:
         return "QuantFormer"
     made = ACTIVATION_BASELINES.get(key) or FORECAST_BASELINES.get(key)
     return key if made is None else str(getattr(made, "title", key))
+
+
+def short_title(key: str) -> str:
+    """The name up to its details."""
+    return title_of(key).partition(":")[0]
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -55,12 +60,12 @@ def headline_table(comparison: Comparison, *, caption: str) -> Table:
         delta, interval, verdict, better = difference_cells(found)
         rows.append(
             (
-                f"{name} ({better} is better)",
+                f"{name} {'↑' if better == 'higher' else '↓'}",
                 number(found.candidate, 4),
                 number(found.reference, 4),
-                title_of(found.against),
+                short_title(found.against),
                 delta,
-                interval,
+                interval.replace(" ", "\u00a0"),  # stays on its line
                 verdict,
             )
         )
@@ -68,7 +73,8 @@ def headline_table(comparison: Comparison, *, caption: str) -> Table:
         caption=caption,
         columns=("", "QuantFormer", "best baseline", "which", "difference", "95 % interval", "verdict"),
         rows=tuple(rows),
-        note=f"{comparison.trials} trials, {comparison.neurons} neurons. The best baseline is chosen on these very rows, "
+        note=f"{comparison.trials} trials, {comparison.neurons} neurons. ↓: lower is better, ↑: higher. The best "
+        "baseline is chosen on these very rows, "
         "which favours the baselines. Intervals: paired bootstrap over whole trials; one that contains zero reads "
         "“not distinguishable”.",
     )
@@ -155,7 +161,7 @@ def lead_table(leads: Sequence[LeadScores], *, caption: str) -> Table:
     keys = tuple(leads[0].auroc_within_neuron)
     return Table(
         caption=caption,
-        columns=("frames withheld", *(f"{title_of(key)}: AUROC | skill" for key in keys)),
+        columns=("frames withheld", *(f"{short_title(key)}: AUROC | skill" for key in keys)),
         rows=tuple(
             (
                 f"{found.lead} ({1000 * found.lead / 30:.0f} ms)",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from quantformer.metrics import Reliability
 from quantformer_training.comparison import LEAD_BASELINES, MODEL, LeadScores
-from quantformer_training.comparison_tables import title_of
+from quantformer_training.comparison_tables import short_title
 from quantformer_training.report import ACCENT
 
 _INK, _GREY, _LIGHT = "#1c2529", "#7d8b91", "#c9d3d7"
@@ -100,7 +100,7 @@ def reliability_diagram(curves: Mapping[str, Reliability]) -> bytes:
             axis.errorbar(
                 curve.predicted, curve.observed, yerr=[curve.observed - low, high - curve.observed],
                 color=ACCENT if own else _GREY, marker="o" if own else "s", markersize=5 if own else 3.5,
-                linewidth=1.5 if own else 0.9, elinewidth=0.8, linestyle="-" if own else "--", label=_short(key),
+                linewidth=1.5 if own else 0.9, elinewidth=0.8, linestyle="-" if own else "--", label=short_title(key),
                 zorder=3 if own else 2,
             )  # fmt: skip
             largest = max(largest, float(curve.predicted.max(initial=0.0)), float(high.max(initial=0.0)))
@@ -124,7 +124,7 @@ def skill_by_lead(leads: Sequence[LeadScores], *, rate_hz: float) -> bytes:
                 own = key == MODEL
                 y = [getattr(found, name)[key] for found in leads]
                 axis.plot(x, y, color=ACCENT if own else _GREY, linewidth=2 if own else 1.2, marker="o" if own else ".",
-                          linestyle="-" if own else _DASHES[key], label=_short(key))  # fmt: skip
+                          linestyle="-" if own else _DASHES[key], label=short_title(key))  # fmt: skip
             axis.set_xticks(x)
             axis.set_xlabel(f"last frames withheld (1 frame = {1000 / rate_hz:.0f} ms)")
         panels[0].set_ylabel("AUROC within neuron")
@@ -150,10 +150,6 @@ def latency_histogram(latency_ms: NDArray[np.floating], *, marks: Mapping[str, f
         axis.set_xlabel(f"{what}, ms")
         axis.set_ylabel("answers")
         return _svg(figure)
-
-
-def _short(key: str) -> str:
-    return title_of(key).partition(":")[0]
 
 
 def _wilson(observed: NDArray[np.floating], count: NDArray[np.integer]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:

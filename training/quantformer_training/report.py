@@ -36,7 +36,7 @@ table {{ border-collapse: collapse; margin: .6rem 0 .3rem; font-size: .86rem; fo
 caption {{ text-align: left; font-weight: 600; padding: .5rem 0 .35rem; }}
 th, td {{ text-align: left; padding: .28rem .8rem .28rem 0; border-bottom: 1px solid #e7edef; vertical-align: top; }}
 thead th {{ color: #5b6a70; font-weight: 600; vertical-align: bottom; }}
-tbody th {{ font-weight: 400; }}
+tbody th {{ font-weight: 400; min-width: 7rem; }}
 tr.first {{ background: #f2f7f9; }}
 tr.first th, tr.first td {{ font-weight: 600; }}
 .note {{ color: #5b6a70; font-size: .82rem; margin: .2rem 0 1.2rem; }}
