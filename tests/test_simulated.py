@@ -79,9 +79,8 @@ def test_shapes_units_and_origin() -> None:
     assert set(recording.stimuli.sub_session.tolist()) == {0, 1, 2}
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_about_five_percent_of_responses_are_active(seed: int) -> None:
-    active = responses(session_of(MouseConfig(seed=seed)).recording) >= 0.10
+def test_about_five_percent_of_responses_are_active() -> None:
+    active = responses(session_of(MouseConfig()).recording) >= 0.10
     assert 0.03 < active.mean() < 0.08
 
 
@@ -131,7 +130,9 @@ def test_the_true_neuropil_factor_removes_the_neuropil() -> None:
 )
 def test_schedules_count_as_the_allen_sessions(schedule: Schedule, counts: dict[str, int]) -> None:
     table = schedule.table(np.random.default_rng(0))
-    assert {name: table.category.count(name) for name in set(table.category)} == counts
+    assert {name: table.category.count(name) for name in set(table.category)} == counts | {"spontaneous": 1}
+    ends = table.onset_s + table.duration_s
+    assert (ends[:-1] <= table.onset_s[1:] + 1e-9).all()
     for name in counts:
         assert set(table.sub_session[np.array(table.category) == name].tolist()) == {0, 1, 2}
     assert (np.diff(table.onset_s) > 0.2).all()
@@ -140,6 +141,7 @@ def test_schedules_count_as_the_allen_sessions(schedule: Schedule, counts: dict[
 
 def test_drifting_gratings_are_balanced() -> None:
     table = ALLEN_A.table(np.random.default_rng(0))
+    table = table.select(np.array(table.category) == "drifting_gratings")
     assert [int((table.sub_session == k).sum()) for k in range(3)] == [200, 200, 228]
     ids = [name for name in table.stimulus_id if "blank" not in name]
     assert len(set(ids)) == 40
@@ -207,9 +209,9 @@ def test_scenes_and_noise_drive_the_neurons() -> None:
     for schedule in (ALLEN_B, ALLEN_C):
         table = schedule.table(np.random.default_rng(0))
         drive = mouse.tuning.drive_hz(table)
-        for name in set(table.category):
+        for name in set(table.category) - {"spontaneous"}:
             rows = np.array(table.category) == name
-            blank = rows & (table.features["blank"] == 1.0)
+            blank = rows & np.array([label.endswith("/blank") for label in table.stimulus_id])
             assert (drive[rows].max(axis=0) > 0.05).mean() > 0.8
             assert (drive[blank] == 0).all()
 
@@ -252,6 +254,7 @@ def test_senseless_configs_are_refused(wrong: dict[str, object]) -> None:
         MouseConfig(**wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_real_spikes_file_gives_242_neurons_and_628_onsets() -> None:
     path = DATA / "allen_511510667_session_a.npz"
     if not path.exists():

@@ -22,7 +22,7 @@ from quantformer.errors import DataError
 from quantformer.recording import Recording, StimulusTable
 from quantformer.signal import onset_frames
 from quantformer_training.numpy_files import read_npz
-from quantformer_training.properties import Sample, properties, sample
+from quantformer_training.properties import Sample, cut, properties, sample
 from quantformer_training.published import recording_from_published
 from quantformer_training.simulated import ALLEN_A, Block, MouseConfig, Schedule, short_schedule, simulate_session
 from quantformer_training.spike_properties import SpikeSample, spike_properties
@@ -39,8 +39,9 @@ LONG_GRATINGS = Schedule(
 )
 #: Frames of the centred running median that stored dF/F is taken over, and every how many frames it is computed.
 DETREND, DETREND_STEP = 401, 10
-#: A simulated neuron is compared with the one real cell where its active fraction lies in that cell's own interval.
-ACTIVE_CELL = (0.027, 0.055)
+#: A simulated neuron is compared with the one real cell where its active fraction and the standard deviation of its
+#: dF/F lie about in the cell's own intervals: a neuron whose transients drown in noise has another autocorrelation.
+ACTIVE_CELL, BRIGHT_CELL = (0.027, 0.055), (0.17, 0.36)
 _SET = frozenset({"active fraction, real onsets", "noise of one frame, dF/F"})
 #: What the two recordings without stimulus labels, or with one neuron, allow.
 _TRACE_ONLY = (
@@ -138,8 +139,8 @@ def _compared(
 def compare_gratings(path: Path, *, seeds: Sequence[int]) -> list[Compared]:
     """`v1_gratings_24rois`; pseudo-onsets five seconds into the same grating, baselines as in the data's own notes."""
 
-    def cut(recording: Recording) -> Sample:
-        onset = onset_frames(recording.timestamps_s, recording.stimuli.onset_s)
+    def sampled(recording: Recording) -> Sample:
+        onset = _gratings(recording)
         condition = np.unique(recording.stimuli.stimulus_id, return_inverse=True)[1].reshape(-1)
         return sample(recording, real=onset, pseudo=onset + 150, condition=condition, train_trials=53)
 
@@ -150,8 +151,10 @@ def compare_gratings(path: Path, *, seeds: Sequence[int]) -> list[Compared]:
     ]
     return _compared(
         path.stem,
-        real=cut(real),
-        simulated=[cut(_corrected(simulate_session(config, schedule=LONG_GRATINGS).recording)) for config in configs],
+        real=sampled(real),
+        simulated=[
+            sampled(_corrected(simulate_session(config, schedule=LONG_GRATINGS).recording)) for config in configs
+        ],
         measure=properties,
         chosen=None,
         given=_SET,
@@ -159,10 +162,15 @@ def compare_gratings(path: Path, *, seeds: Sequence[int]) -> list[Compared]:
     )
 
 
+def _gratings(recording: Recording) -> NDArray[np.int64]:
+    shown = np.array(recording.stimuli.category) == "drifting_gratings"
+    return onset_frames(recording.timestamps_s, recording.stimuli.onset_s[shown])
+
+
 def compare_population(path: Path, *, seeds: Sequence[int]) -> list[Compared]:
     """`allen_552195520_excerpt`: 200 s of stored dF/F, onsets unknown; windows are cut every 97 frames."""
 
-    def cut(recording: Recording) -> Sample:
+    def sampled(recording: Recording) -> Sample:
         moments = np.arange(100, recording.frames - 100, 97)
         nothing = np.zeros(len(moments), np.int64)
         return sample(recording, real=moments, pseudo=moments, condition=nothing, train_trials=len(moments) // 2)
@@ -172,10 +180,10 @@ def compare_population(path: Path, *, seeds: Sequence[int]) -> list[Compared]:
     for seed in seeds:
         config = MouseConfig(neurons=real.neurons, seed=seed, active_fraction=0.013, shot_noise=0.05)
         session = simulate_session(config, schedule=short_schedule()).recording
-        simulated.append(cut(_stored_dff(_corrected(session.between(0, real.frames)))))
+        simulated.append(sampled(_stored_dff(_corrected(session.between(0, real.frames)))))
     return _compared(
         path.stem,
-        real=cut(real),
+        real=sampled(real),
         simulated=simulated,
         measure=properties,
         chosen=_TRACE_ONLY,
@@ -208,29 +216,40 @@ def _stored_dff(recording: Recording) -> Recording:
 
 def compare_cell(path: Path, *, seeds: Sequence[int]) -> list[Compared]:
     """`corrected_fluorescence_cell0`: one neuron; pseudo-onsets halfway between two gratings. It is held against every
-    simulated neuron that is about as active.
+    simulated neuron that is about as active and as bright.
     """
 
-    def cut(recording: Recording) -> Sample:
-        onset = onset_frames(recording.timestamps_s, recording.stimuli.onset_s)
+    def sampled(recording: Recording) -> Sample:
+        onset = _gratings(recording)
         nothing = np.zeros(len(onset), np.int64)
         return sample(recording, real=onset, pseudo=onset + 45, condition=nothing, train_trials=400)
 
     simulated = []
     for seed in seeds:
-        config = MouseConfig(neurons=30, seed=seed, active_fraction=0.04, shot_noise=0.04)
+        config = MouseConfig(neurons=60, seed=seed, shot_noise=0.035)
         recording = _corrected(simulate_session(config, schedule=ALLEN_A).recording)
-        alone = [cut(recording.select_neurons([n])) for n in range(recording.neurons)]
-        simulated += [one for one in alone if ACTIVE_CELL[0] <= one.active.mean() <= ACTIVE_CELL[1]]
+        simulated += [sampled(recording.select_neurons([n])) for n in _like_the_cell(recording)]
+    if not simulated:
+        raise DataError("no simulated neuron is as active and as bright as the real cell; simulate more mice (--mice)")
     return _compared(
         f"{path.stem}, cell 0",
-        real=cut(recording_from_published(read_npz(path), source=path)),
+        real=sampled(recording_from_published(read_npz(path), source=path)),
         simulated=simulated,
         measure=properties,
         chosen=_ONE_CELL,
-        given=_SET,
+        given=_SET | {"standard deviation of dF/F"},
         seed=seeds[0],
     )
+
+
+def _like_the_cell(recording: Recording) -> list[int]:
+    onset = _gratings(recording)
+    active = cut(recording, onset, condition=np.zeros(len(onset), np.int64)).active.mean(axis=0)
+    trace = recording.corrected()
+    spread = (trace / np.median(trace, axis=0)).std(axis=0)
+    fits = (active >= ACTIVE_CELL[0]) & (active <= ACTIVE_CELL[1])
+    fits &= (spread >= BRIGHT_CELL[0]) & (spread <= BRIGHT_CELL[1])
+    return [int(n) for n in np.flatnonzero(fits)]
 
 
 def compare_spikes(path: Path, *, seeds: Sequence[int]) -> list[Compared]:
@@ -238,10 +257,8 @@ def compare_spikes(path: Path, *, seeds: Sequence[int]) -> list[Compared]:
     arrays = read_npz(path)
     simulated = []
     for seed in seeds:
-        truth = simulate_session(MouseConfig(neurons=60, seed=seed), schedule=ALLEN_A).truth
-        if truth.timeline is None:
-            raise DataError("a simulated session has no timeline; simulate_session always gives one")
-        simulated.append(SpikeSample.of(truth.spikes, onset=truth.timeline.onset_frame))
+        session = simulate_session(MouseConfig(neurons=60, seed=seed), schedule=ALLEN_A)
+        simulated.append(SpikeSample.of(session.truth.spikes, onset=_gratings(session.recording)))
     onset: NDArray[np.int64] = arrays["onset_frame"].astype(np.int64)
     return _compared(
         f"{path.stem}, spikes",

@@ -31,8 +31,8 @@ class Indicator:
 EXPONENT, HALF_SATURATION = 1.15, 40.0
 
 INDICATORS: dict[IndicatorName, Indicator] = {
-    "GCaMP6f": Indicator(name="GCaMP6f", rise_s=0.03, decay_s=0.35, spike_dff=0.16),
-    "GCaMP6s": Indicator(name="GCaMP6s", rise_s=0.08, decay_s=1.2, spike_dff=0.30),
+    "GCaMP6f": Indicator(name="GCaMP6f", rise_s=0.03, decay_s=0.35, spike_dff=0.14),
+    "GCaMP6s": Indicator(name="GCaMP6s", rise_s=0.08, decay_s=1.2, spike_dff=0.35),
 }
 
 

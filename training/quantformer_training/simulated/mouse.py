@@ -40,11 +40,11 @@ class MouseConfig:
     arousal_tau_s: float = 10.0
     arousal_depth: float = 0.6
     burst_tau_s: float = 1.5
-    burst_depth: float = 2.1
-    burst_sharing: float = 0.1
+    burst_depth: float = 2.0
+    burst_sharing: float = 0.12
     adaptation: float = 0.1
     adaptation_tau_s: float = 2.0
-    evoked: float = 0.4
+    evoked: float = 0.3
     brightness: float = 240.0
     shot_noise: float = 0.05
     drift: float = 0.04
@@ -114,9 +114,9 @@ def draw_neurons(config: MouseConfig) -> Mouse:
             INDICATORS[config.indicator], neurons=count, rate_hz=RATE_HZ, rng=stream(config.seed, "kinetics")
         ),
         rate_scale=1.0,
-        spontaneous_hz=np.exp(0.75 * rates.standard_normal(count)),
+        spontaneous_hz=np.exp(0.65 * rates.standard_normal(count)),
         # Many neurons fall silent under a grating: over the population of `allen_511510667` the rate falls by a fifth.
-        suppressed=rates.beta(1.0, 1.0, count),
+        suppressed=rates.beta(2.0, 1.0, count),
         arousal_weight=np.clip(1.0 + 0.5 * rates.standard_normal(count), -0.5, 2.5),
         resting=resting,
         neuropil_level=config.neuropil * config.brightness * np.exp(0.25 * optics.standard_normal(count)),

@@ -1,7 +1,7 @@
 """When which stimulus is shown: the Allen Visual Coding sessions, and a short one for demonstrations.
 
-Frame counts are the real ones of `allen_511510667` for session A; movies and spontaneous epochs are grey screen here and
-have no rows in the table.
+Frame counts are the real ones of `allen_511510667` for session A; movies are grey screen here and have no rows in the
+table. Stimulus ids are spelled as for real files.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantformer.recording import StimulusTable
+from quantformer_training.image_features import image_features
 
-Category = Literal["drifting_gratings", "static_gratings", "natural_scenes", "locally_sparse_noise"]
+Category = Literal["drifting_gratings", "static_gratings", "natural_scenes", "locally_sparse_noise", "spontaneous"]
 
 DIRECTIONS_DEG = tuple(45.0 * k for k in range(8))
 TEMPORAL_HZ = (1.0, 2.0, 4.0, 8.0, 15.0)
@@ -23,7 +24,7 @@ ORIENTATIONS_DEG = tuple(30.0 * k for k in range(6))
 SPATIAL_CPD = (0.02, 0.04, 0.08, 0.16, 0.32)
 PHASES_CYCLES = (0.0, 0.25, 0.5, 0.75)
 SCENES = 118
-#: Numbers that describe a scene or a noise frame; they stand in the table as ``descriptor_00`` and so on.
+#: Numbers that describe a scene; they stand in the table as ``image_0`` and so on, as do a noise frame's 56.
 DESCRIPTORS = 16
 NOISE_SHAPE = (16, 28)
 SPOTS = 11
@@ -78,7 +79,7 @@ class Schedule:
                     onset.append(block.start_s + k * block.period_s)
                     duration.append(block.on_s)
                     category.append(name)
-                    ids.append(f"{name}/{label}")
+                    ids.append(f"{name}/{label}" if label else name)
                     rows.append(features)
                     sub.append(block.sub_session)
         names = sorted({key for row in rows for key in row})
@@ -95,7 +96,7 @@ class Schedule:
         if category == "drifting_gratings":
             return [
                 (
-                    f"{direction:.0f}deg-{hertz:g}hz",
+                    f"dir={direction:03g},tf={hertz:g}",
                     {
                         "direction_deg": direction,
                         "temporal_frequency_hz": hertz,
@@ -109,21 +110,18 @@ class Schedule:
         if category == "static_gratings":
             return [
                 (
-                    f"{orientation:.0f}deg-{cpd:g}cpd-{phase:g}",
+                    f"ori={orientation:03g},phase={phase:g},sf={cpd:g}",
                     {"orientation_deg": orientation, "spatial_frequency_cpd": cpd, "phase_cycles": phase, "blank": 0.0},
                 )
                 for orientation in ORIENTATIONS_DEG
                 for cpd in SPATIAL_CPD
                 for phase in PHASES_CYCLES
             ]
-        if category == "natural_scenes":
-            return [(f"{k}", _described(row)) for k, row in enumerate(scene_descriptors())]
-        pooled = noise_frames(wanted).reshape(wanted, 4, 4, 4, 7).sum(axis=(2, 4)).reshape(wanted, DESCRIPTORS)
-        return [(f"{k}", _described(row)) for k, row in enumerate(pooled)]
-
-
-def _described(row: NDArray[np.floating] | NDArray[np.integer]) -> dict[str, float]:
-    return {f"descriptor_{k:02d}": float(value) for k, value in enumerate(row)} | {"blank": 0.0}
+        if category == "spontaneous":
+            return [("", {})]
+        scenes = category == "natural_scenes"
+        images = scene_descriptors() if scenes else image_features(noise_frames(wanted), where=category)
+        return [(f"{k:04d}", {f"image_{m}": float(x) for m, x in enumerate(row)}) for k, row in enumerate(images)]
 
 
 def scene_descriptors() -> NDArray[np.float64]:
@@ -141,6 +139,12 @@ def noise_frames(frames: int) -> NDArray[np.int8]:
     return coarse.repeat(2, axis=1).repeat(2, axis=2)
 
 
+def _grey(*, start_s: float, duration_s: float) -> Block:
+    return Block(
+        category="spontaneous", start_s=start_s, presentations=1, on_s=duration_s, period_s=duration_s, sub_session=0
+    )
+
+
 def _blocks(
     category: Category, *, starts_s: Sequence[float], presentations: Sequence[int], on_s: float, period_s: float
 ) -> tuple[Block, ...]:
@@ -154,12 +158,15 @@ def _blocks(
 ALLEN_A = Schedule(
     name="allen_a",
     duration_s=115_730 / 30.0,
-    blocks=_blocks(
-        "drifting_gratings",
-        starts_s=(737 / 30.0, 48_707 / 30.0, 94_868 / 30.0),
-        presentations=(200, 200, 228),
-        on_s=2.0,
-        period_s=3.0,
+    blocks=(
+        *_blocks(
+            "drifting_gratings",
+            starts_s=(737 / 30.0, 48_707 / 30.0, 94_868 / 30.0),
+            presentations=(200, 200, 228),
+            on_s=2.0,
+            period_s=3.0,
+        ),
+        _grey(start_s=2_240.0, duration_s=300.0),
     ),
 )
 #: Static gratings, 6 orientations x 5 spatial frequencies x 4 phases, and 118 natural scenes x 50, 0.25 s back to back.
@@ -179,19 +186,23 @@ ALLEN_B = Schedule(
         presentations=(1_980, 1_980, 1_990),
         on_s=0.25,
         period_s=0.25,
-    ),
+    )
+    + (_grey(start_s=1_043.0, duration_s=300.0),),
     blank_fraction={"static_gratings": 0.02},
 )
 #: Locally sparse noise, 8880 frames of 0.25 s, each shown once.
 ALLEN_C = Schedule(
     name="allen_c",
     duration_s=3_200.0,
-    blocks=_blocks(
-        "locally_sparse_noise",
-        starts_s=(30.0, 1_085.0, 2_430.0),
-        presentations=(2_960, 2_960, 2_960),
-        on_s=0.25,
-        period_s=0.25,
+    blocks=(
+        *_blocks(
+            "locally_sparse_noise",
+            starts_s=(30.0, 1_085.0, 2_430.0),
+            presentations=(2_960, 2_960, 2_960),
+            on_s=0.25,
+            period_s=0.25,
+        ),
+        _grey(start_s=778.0, duration_s=300.0),
     ),
 )
 

@@ -13,7 +13,7 @@ from quantformer_training.simulated.schedule import DESCRIPTORS, NOISE_SHAPE, no
 #: The answer begins this long after the stimulus and, for long stimuli, falls to a share of its start.
 LATENCY_S, TRANSIENT_S, SUSTAINED = 0.05, 0.5, 0.6
 #: Standard deviation of the logarithm of a neuron's highest rate: a few neurons answer far more than the others.
-PEAK_SPREAD = 1.8
+PEAK_SPREAD = 1.9
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,9 +88,7 @@ class Tuning:
                 wave = 1.0 + self.phase_depth * (np.cos(2 * np.pi * (phase - self.phase_cycles)) - 1.0) / 2.0
                 drive[at] = self.grating_peak_hz * match * wave
             elif name == "natural_scenes":
-                descriptors = np.stack(
-                    [_column(table, f"descriptor_{k:02d}", rows)[at] for k in range(DESCRIPTORS)], axis=1
-                )
+                descriptors = np.stack([_column(table, f"image_{k}", rows)[at] for k in range(DESCRIPTORS)], axis=1)
                 best = (scene_descriptors() @ self.scene_weight.T).max(axis=0)
                 match = np.maximum(descriptors @ self.scene_weight.T - 0.3, 0.0) / np.maximum(best - 0.3, 0.1)
                 drive[at] = self.scene_peak_hz * match**2
