@@ -106,3 +106,8 @@ def test_tuning_features_keep_categories_and_ids_apart() -> None:
         assert apart[row, own, 0] == 1.0, "the category's constant"
         np.testing.assert_array_equal(apart[row, own, 1:], rows[row, len(RECIPE.categories) :])
         assert not np.delete(apart[row], own, axis=0).any(), "another category's coefficients"
+
+
+def test_no_stimuli_have_no_tuning_features() -> None:
+    none = np.zeros((0, RECIPE.width), np.float32)
+    assert RECIPE.tuning_features(none, id_row=np.zeros(0, np.int64), ids=3).shape == (0, RECIPE.tuning_width + 3)

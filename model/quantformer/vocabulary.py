@@ -75,7 +75,7 @@ class StimulusRecipe:
         with_constant = np.concatenate([np.ones_like(rest[..., :1]), rest], axis=-1)
         apart = indicator[..., :, None] * with_constant[..., None, :]
         known = id_row[:, None] == np.arange(ids)
-        return np.concatenate([apart.reshape(len(encoded), -1), known], axis=1).astype(np.float32)
+        return np.concatenate([apart.reshape(len(encoded), self.tuning_width), known], axis=1).astype(np.float32)
 
     @classmethod
     def covering(cls, categories: Sequence[str], feature_names: Sequence[str]) -> StimulusRecipe:

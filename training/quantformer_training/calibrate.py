@@ -92,12 +92,15 @@ def fit_interval(
 def fit_thresholds(predicted: NDArray[np.float64], active: NDArray[np.bool_], *, seconds: float) -> dict[str, float]:
     """``default`` has the best F1 on validation; ``false_per_minute_k`` is the lowest with at most k false a minute."""
     order = np.argsort(-predicted, kind="stable")
-    hits, false = np.cumsum(active[order]), np.cumsum(~active[order])
+    # Equal probabilities fire together, so a threshold stands only at the last of them.
+    last = np.append(np.diff(predicted[order]) != 0, True)
+    hits, false = np.cumsum(active[order])[last], np.cumsum(~active[order])[last]
+    candidate = predicted[order][last]
     f1 = 2.0 * hits / np.maximum(hits + false + active.sum(), 1)
-    thresholds = {"default": float(predicted[order[int(np.argmax(f1))]])}
+    thresholds = {"default": float(candidate[int(np.argmax(f1))])}
     for rate in FALSE_A_MINUTE:
         allowed = np.flatnonzero(false <= rate * seconds / 60.0)
-        thresholds[f"false_per_minute_{rate}"] = float(predicted[order[allowed[-1]]]) if len(allowed) else 1.0
+        thresholds[f"false_per_minute_{rate}"] = float(candidate[allowed[-1]]) if len(allowed) else 1.0
     return thresholds
 
 

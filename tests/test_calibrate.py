@@ -1,0 +1,147 @@
+"""Tests of what validation decides: probabilities, intervals, thresholds, skill by lead."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_model import sources_of, tiny_model
+
+from quantformer.activation_metrics import log_loss
+from quantformer.manifest import Calibration
+from quantformer_training.calibrate import (
+    LEADS,
+    calibrate,
+    fit_calibration,
+    fit_interval,
+    fit_thresholds,
+    probability,
+)
+
+
+def answers(n: int, *, temperature: float, bias: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits that are wrong by a temperature and a bias, and what happened."""
+    rng = np.random.default_rng(seed)
+    true = rng.normal(-1.5, 1.5, n)
+    active = rng.random(n) < 1.0 / (1.0 + np.exp(-true))
+    return ((true - bias) * temperature).astype(np.float32), active
+
+
+def test_probability_is_the_sigmoid_of_the_scaled_logit() -> None:
+    found = probability(np.array([2.0, -800.0, 800.0], np.float32), Calibration(temperature=4.0, bias=0.5))
+    np.testing.assert_allclose(found, [1.0 / (1.0 + np.exp(-1.0)), 0.0, 1.0], atol=1e-15)
+
+
+@pytest.mark.parametrize(("temperature", "bias"), [(2.0, -0.7), (0.5, 0.4), (1.0, 0.0)])
+def test_temperature_and_bias_are_found(temperature: float, bias: float) -> None:
+    found = fit_calibration(*answers(40_000, temperature=temperature, bias=bias))
+    assert found.temperature == pytest.approx(temperature, rel=0.05)
+    assert found.bias == pytest.approx(bias, abs=0.06)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(2, 300),
+    temperature=st.floats(0.1, 10.0),
+    bias=st.floats(-5.0, 5.0),
+    seed=st.integers(0, 1000),
+)
+def test_calibration_never_makes_its_own_data_worse(n: int, temperature: float, bias: float, seed: int) -> None:
+    logit, active = answers(n, temperature=temperature, bias=bias, seed=seed)
+    found = fit_calibration(logit, active)
+    before = log_loss(probability(logit, Calibration(temperature=1.0, bias=0.0)), active)
+    assert log_loss(probability(logit, found), active) <= before + 1e-9
+    assert 0.25 <= found.temperature <= 4.0 + 1e-9
+    assert -2.0 <= found.bias <= 2.0
+
+
+def test_a_handful_of_rows_does_not_invent_a_slope() -> None:
+    logit = np.array([-1.0, 1.0], np.float32)
+    found = fit_calibration(logit, np.array([False, True]))
+    assert 0.8 < found.temperature < 1.2, "two rows, separated: without the pull it would be 0.25"
+
+
+@pytest.mark.parametrize("heavy", [False, True])
+def test_the_interval_holds_four_fifths(heavy: bool) -> None:
+    rng = np.random.default_rng(0)
+    spread = rng.uniform(0.01, 0.5, 800).astype(np.float32)
+    noise = rng.standard_t(3, (2, 800, 64)) if heavy else rng.normal(size=(2, 800, 64)) + 0.3
+    predicted = rng.normal(0.0, 0.2, (800, 64)).astype(np.float32)
+    actual = [(predicted + n * (spread[:, None] + 0.05)).astype(np.float32) for n in noise]
+    interval = fit_interval(predicted, actual[0], spread=spread)
+    assert interval.level == 0.8
+    scale = (spread + interval.floor)[:, None]
+    low, high = predicted + scale * interval.low, predicted + scale * interval.high
+    for measured in actual:
+        inside = (measured >= low) & (measured <= high)
+        assert inside.mean() == pytest.approx(0.8, abs=0.02)
+        assert (measured > high).mean() == pytest.approx(0.1, abs=0.02)
+    assert len(interval.low) == len(interval.high) == 64
+    assert all(a < b for a, b in zip(interval.low, interval.high, strict=True))
+
+
+def test_the_interval_follows_the_time_after_the_onset() -> None:
+    rng = np.random.default_rng(1)
+    growing = np.repeat([0.1, 0.2, 0.4, 0.8], 16)
+    actual = (rng.normal(size=(500, 64)) * growing).astype(np.float32)
+    interval = fit_interval(np.zeros_like(actual), actual, spread=np.zeros(500, np.float32))
+    width = np.subtract(interval.high, interval.low)[::16]
+    np.testing.assert_allclose(width / width[0], [1.0, 2.0, 4.0, 8.0], rtol=0.1)
+
+
+def test_a_sure_forecast_still_has_the_noise_around_it() -> None:
+    rng = np.random.default_rng(2)
+    actual = rng.normal(0.0, 0.1, (300, 64)).astype(np.float32)
+    interval = fit_interval(np.zeros_like(actual), actual, spread=np.zeros(300, np.float32))
+    assert interval.floor == pytest.approx(float(np.median(np.abs(actual))), rel=1e-6)
+
+
+def test_thresholds_mean_what_they_say() -> None:
+    rng = np.random.default_rng(3)
+    active = rng.random(2000) < 0.1
+    predicted = np.clip(0.1 + 0.3 * active + rng.normal(0.0, 0.15, 2000), 0.0, 1.0)
+    found = fit_thresholds(predicted, active, seconds=600.0)
+    for rate in (1, 2, 5):
+        threshold = found[f"false_per_minute_{rate}"]
+        false = int((~active & (predicted >= threshold)).sum())
+        assert false <= rate * 10
+        lower = predicted[predicted < threshold].max()
+        assert int((~active & (predicted >= lower)).sum()) > rate * 10, "a lower threshold would have done"
+    assert found["false_per_minute_1"] > found["false_per_minute_2"] > found["false_per_minute_5"]
+
+    def f1(threshold: float) -> float:
+        fired = predicted >= threshold
+        return 2.0 * float((fired & active).sum()) / float(fired.sum() + active.sum())
+
+    assert f1(found["default"]) == pytest.approx(max(f1(threshold) for threshold in predicted))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), n=st.integers(1, 40), seconds=st.floats(1.0, 600.0))
+def test_equal_probabilities_fire_together(data: st.DataObject, n: int, seconds: float) -> None:
+    predicted = np.array(data.draw(st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75]), min_size=n, max_size=n)))
+    active = np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)))
+    found = fit_thresholds(predicted, active, seconds=seconds)
+    for rate in (1, 2, 5):
+        false = int((~active & (predicted >= found[f"false_per_minute_{rate}"])).sum())
+        assert false <= rate * seconds / 60.0
+
+
+def test_where_every_threshold_is_too_low_none_of_the_probabilities_fires() -> None:
+    found = fit_thresholds(np.array([0.9, 0.5]), np.array([False, True]), seconds=10.0)
+    assert found["false_per_minute_1"] == 1.0
+
+
+def test_everything_that_a_bundle_takes_from_validation() -> None:
+    sources = sources_of()
+    model = tiny_model(sources.vocabulary)
+    found = calibrate(model, sources.validation, seconds=60.0)
+    assert [skill.lead for skill in found.skill_by_lead] == list(LEADS)
+    rows = sources.validation.at_lead(5)
+    made = model.predict(rows)
+    scored = next(skill for skill in found.skill_by_lead if skill.lead == 5)
+    assert scored.mse == pytest.approx(float(np.square(made.response - rows.response.numpy()).mean()), rel=1e-5)
+    expected = log_loss(probability(made.logit, found.calibration), rows.active.numpy())
+    assert scored.log_loss == pytest.approx(expected, rel=1e-9)
+    assert len({skill.mse for skill in found.skill_by_lead}) > 1, "the lead made no difference"

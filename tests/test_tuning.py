@@ -1,0 +1,155 @@
+"""Tests of the tuning regression: against a direct solution, and out of fold for what it was fitted on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_model import SCALE, sources_of
+from small_recording import small_recording
+
+from quantformer_training.tuning import FOLDS, STRENGTHS, fit_tuning, out_of_fold, quantities, tune_neurons
+
+
+def problem(seed: int = 0, *, n: int = 80, neurons: int = 3, f: int = 4, q: int = 9) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(n, f)).astype(np.float32)
+    truth = rng.normal(size=(neurons, q, f))
+    values = np.einsum("nf,kqf->nkq", features, truth) + rng.normal(0.0, 0.3, (n, neurons, q))
+    return {
+        "features": features,
+        "values": values,
+        "valid": rng.random((n, neurons)) < 0.9,
+        "block": np.repeat(np.arange(n // 2), 2),
+        "truth": truth,
+    }
+
+
+def test_coefficients_are_ridge_towards_the_population() -> None:
+    p = problem()
+    population = np.random.default_rng(1).normal(size=(9, 4))
+    found = tune_neurons(p["features"], p["values"], p["valid"], population=population, strength=3.0)
+    for k in range(3):
+        rows = p["valid"][:, k]
+        x = p["features"][rows].astype(np.float64)
+        for q in range(9):
+            # Minimises |y - x b|^2 + 3 |b - population|^2: the same as three extra rows of data.
+            stacked = np.vstack([x, np.sqrt(3.0) * np.eye(4)])
+            target = np.concatenate([p["values"][rows, k, q], np.sqrt(3.0) * population[q]])
+            expected = np.linalg.lstsq(stacked, target, rcond=None)[0]
+            np.testing.assert_allclose(found[k, q], expected, rtol=1e-8, atol=1e-10)
+
+
+def test_much_data_finds_the_truth_and_no_data_the_population() -> None:
+    p = problem(n=2000)
+    p["valid"][:, 2] = False
+    tuning = fit_tuning(p["features"], p["values"], p["valid"], p["block"], judged=np.ones(2000, bool))
+    np.testing.assert_allclose(tuning.neuron[:2], p["truth"][:2], atol=0.06)
+    np.testing.assert_allclose(tuning.neuron[2], tuning.population, atol=1e-12)
+
+
+def test_of_is_the_dot_product() -> None:
+    p = problem()
+    tuning = fit_tuning(p["features"], p["values"], p["valid"], p["block"], judged=np.ones(80, bool))
+    made = tuning.of(p["features"])
+    assert made.dtype == np.float32
+    assert made[7, 2, 5] == pytest.approx(float(tuning.neuron[2, 5] @ p["features"][7]), rel=1e-5)
+    assert tuning.of_population(p["features"])[7, 5] == pytest.approx(float(tuning.population[5] @ p["features"][7]), rel=1e-5)
+
+
+def test_the_strength_has_the_smallest_out_of_fold_error_on_the_judged_rows() -> None:
+    p = problem(n=40)
+    judged = np.arange(40) % 3 == 0
+    # What is judged follows no tuning, what is not follows it well: the two want opposite strengths.
+    p["values"][judged] = np.random.default_rng(5).normal(size=p["values"][judged].shape)
+    errors = []
+    for strength in STRENGTHS:
+        neuron, _ = out_of_fold(p["features"], p["values"], p["valid"], p["block"], strength=strength)
+        errors.append(np.square(neuron - p["values"])[p["valid"] & judged[:, None]].mean())
+    tuning = fit_tuning(p["features"], p["values"], p["valid"], p["block"], judged=judged)
+    assert tuning.strength == STRENGTHS[int(np.argmin(errors))]
+    everything = fit_tuning(p["features"], p["values"], p["valid"], p["block"], judged=np.ones(40, bool))
+    assert everything.strength != tuning.strength
+
+
+def test_noise_is_pulled_harder_than_signal() -> None:
+    signal, noise = problem(n=200), problem(n=200)
+    noise["values"] = np.random.default_rng(2).normal(size=noise["values"].shape)
+    strengths = [
+        fit_tuning(p["features"], p["values"], p["valid"], p["block"], judged=np.ones(200, bool)).strength
+        for p in (signal, noise)
+    ]
+    assert strengths[0] < strengths[1] == STRENGTHS[-1]
+
+
+@settings(max_examples=20, deadline=None)
+@given(block=st.integers(0, 39), value=st.sampled_from([1e6, -1e6, np.pi]), strength=st.sampled_from(STRENGTHS))
+def test_out_of_fold_never_sees_its_own_presentation(block: int, value: float, strength: float) -> None:
+    p = problem()
+    neuron, population = out_of_fold(p["features"], p["values"], p["valid"], p["block"], strength=strength)
+    own = p["block"] == block
+    changed = p["values"].copy()
+    changed[own] = value
+    after, population_after = out_of_fold(p["features"], changed, p["valid"], p["block"], strength=strength)
+    assert neuron[own].tobytes() == after[own].tobytes()
+    assert population[own].tobytes() == population_after[own].tobytes()
+    assert not np.array_equal(neuron[~own], after[~own]), "nobody else saw it either"
+
+
+def test_out_of_fold_agrees_with_leaving_the_fold_out() -> None:
+    p = problem()
+    neuron, _ = out_of_fold(p["features"], p["values"], p["valid"], p["block"], strength=3.0)
+    out = p["block"] % FOLDS == 4
+    tuning = fit_tuning(
+        p["features"][~out], p["values"][~out], p["valid"][~out], p["block"][~out], judged=np.ones((~out).sum(), bool)
+    )
+    expected = tune_neurons(
+        p["features"][~out], p["values"][~out], p["valid"][~out], population=tuning.population, strength=3.0
+    )
+    np.testing.assert_allclose(neuron[out], np.einsum("nf,kqf->nkq", p["features"][out], expected), rtol=1e-4, atol=1e-5)
+
+
+def test_invalid_trials_do_not_count() -> None:
+    p = problem()
+    changed = np.where(p["valid"][..., None], p["values"], 1e9)
+    one, other = (
+        fit_tuning(p["features"], values, p["valid"], p["block"], judged=np.ones(80, bool)) for values in (p["values"], changed)
+    )
+    np.testing.assert_array_equal(one.neuron, other.neuron)
+    np.testing.assert_array_equal(one.population, other.population)
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_few_presentations_are_enough_for_numbers(blocks: int) -> None:
+    p = problem(n=6)
+    neuron, population = out_of_fold(p["features"], p["values"], p["valid"], np.arange(6) % blocks, strength=1.0)
+    assert np.isfinite(neuron).all()
+    assert np.isfinite(population).all()
+
+
+def test_quantities_are_the_label_and_bins_of_the_response() -> None:
+    sources = sources_of(small_recording(neurons=2, trials=12), train_trials=8)
+    trials = sources.test.trials
+    found = quantities(trials, signal_scale=SCALE)
+    assert found.shape == (*trials.active.shape, 9)
+    np.testing.assert_array_equal(found[..., 0], trials.active)
+    np.testing.assert_allclose(found[1, 0, 3], trials.response[1, 0, 16:24].mean() / SCALE, rtol=1e-5)
+
+
+def test_pseudo_onsets_share_the_fold_of_their_presentation() -> None:
+    """Their windows overlap the presentation's own response."""
+    sources = sources_of(small_recording(period_s=6.0))
+    real, pseudo = sources.real.trials, sources.pseudo.trials
+    row = 3
+    trial = real.moments.trial[row]
+    beside = pseudo.moments.trial == trial
+    assert beside.any()
+    values = np.concatenate([quantities(trials, signal_scale=SCALE) for trials in (real, pseudo)])
+    features = np.concatenate([sources.vocabulary.tuning_features(trials.moments) for trials in (real, pseudo)])
+    valid = np.concatenate([real.valid, pseudo.valid])
+    block = np.concatenate([real.moments.trial, pseudo.moments.trial])
+    changed = values.copy()
+    changed[len(real.moments) :][beside] = 1e6
+    before, after = (out_of_fold(features, v, valid, block, strength=3.0)[0] for v in (values, changed))
+    assert before[row].tobytes() == after[row].tobytes()
