@@ -3,6 +3,7 @@
 #   make demo    install into .venv and run the whole way once, from a simulated mouse to a trigger
 #   make test    install the test extra too, run every check and every test
 #   make check   ruff, mypy and import-linter only
+#   make test-soak   stream 241 neurons at 30 Hz through the whole service; SOAK_SECONDS=60 is shorter than 5 minutes
 #   make bench   measure what docs/benchmarks.md reports of the installation
 #   make clean   remove .venv, build products and caches; reports and runs stay
 #
@@ -13,13 +14,16 @@ PY = .venv/bin/python
 # Also holds for the isolated environment in which pip builds the package itself.
 INSTALL = PIP_CONSTRAINT=constraints.txt $(PY) -m pip install --quiet
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-soak check bench clean
 
 demo: .venv/run.stamp
 	.venv/bin/quantformer demo
 
 test: check
 	$(PY) -m pytest
+
+test-soak: .venv/dev.stamp
+	$(PY) -m pytest tests/test_soak.py -m soak
 
 check: .venv/dev.stamp
 	$(PY) -m ruff check

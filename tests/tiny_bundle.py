@@ -12,26 +12,27 @@ from pathlib import Path
 import numpy as np
 
 from quantformer.bundle import Bundle, Vectors, write_bundle
-from quantformer.config import TUNING_QUANTITIES
+from quantformer.config import TUNING_QUANTITIES, ModelConfig
 from quantformer.manifest import Calibration, Interval, Label, LeadSkill, Manifest, StimulusSpec
 from quantformer.signal import SignalRecipe
 from quantformer.vocabulary import NOTHING, ONGOING, StimulusRecipe
 
 NEURONS = tuple(f"n{i:03d}" for i in range(12))
 GRATING = "drifting_gratings"
+TINY = ModelConfig(d=16, layers=1, heads=2, codes=8, dropout=0.0)
 
 
-def write_tiny_bundle(path: Path, *, neuron_ids: tuple[str, ...] = NEURONS, seed: int = 0) -> Bundle:
+def write_tiny_bundle(
+    path: Path, *, neuron_ids: tuple[str, ...] = NEURONS, seed: int = 0, config: ModelConfig = TINY
+) -> Bundle:
     """Write a bundle for these neurons and eight gratings (ids ``dir=000`` ... ``dir=315``)."""
     import torch
 
     from quantformer.autoencoder import Autoencoder
-    from quantformer.config import ModelConfig
     from quantformer.forecaster import Forecaster
     from quantformer_training.export import check_parity, example_inputs, export_graph
 
     torch.manual_seed(seed)
-    config = ModelConfig(d=16, layers=1, heads=2, codes=8, dropout=0.0)
     autoencoder = Autoencoder(config).eval()
     teacher = autoencoder.freeze()
     forecaster = Forecaster(
