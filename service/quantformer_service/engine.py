@@ -22,6 +22,7 @@ from quantformer_client.wire import ErrorCode
 from quantformer_service.dispatch import Dispatcher, error_header, new_id
 from quantformer_service.engine_settings import EngineSettings
 from quantformer_service.inference import Inference, Slot
+from quantformer_service.pace import Pace
 from quantformer_service.process import announce, run_process
 from quantformer_service.questions import Question, covered
 from quantformer_service.refusal import Refusal
@@ -33,10 +34,6 @@ _log = logging.getLogger(__name__)
 
 #: Longest sleep of the loop in ms: how soon a wish to stop is seen.
 _LONGEST_SLEEP_MS = 50
-#: Time in ns kept free before a deadline until inference has been measured.
-_FIRST_GUESS_NS = 10_000_000
-#: Margin in ns on top of the slowest recent answer.
-_MARGIN_NS = 1_000_000
 
 
 class Engine:
@@ -69,7 +66,7 @@ class Engine:
         self._busy: dict[int, Session] = {}
         self._counters: Counter[str] = Counter()
         self._latency_ms: deque[float] = deque(maxlen=1024)
-        self._recent_ns: deque[int] = deque([_FIRST_GUESS_NS - _MARGIN_NS], maxlen=32)
+        self._pace = Pace()
         self._state = "warming"
         try:
             self._version = version("quantformer")
@@ -116,7 +113,7 @@ class Engine:
         now_ns = time.perf_counter_ns()
         for session in self._dispatcher.sessions.values():
             if session.docket.pending:
-                for question in session.docket.due(now_ns=now_ns, expected_ns=self._expected_ns()):
+                for question in session.docket.due(now_ns=now_ns, expected_ns=self._pace.expected_ns):
                     self._queue(session, question)
             if session.trigger.expire(now_ns=now_ns):
                 self._counters["leases_expired"] += 1
@@ -129,13 +126,10 @@ class Engine:
         for session in self._dispatcher.sessions.values():
             deadline = session.docket.next_deadline_ns()
             if deadline is not None:
-                moments.append(deadline - self._expected_ns())
+                moments.append(deadline - self._pace.expected_ns)
             if session.trigger.expires_ns is not None:
                 moments.append(session.trigger.expires_ns)
         return max(0, (min(moments) - now_ns) // 1_000_000)
-
-    def _expected_ns(self) -> int:
-        return max(self._recent_ns) + _MARGIN_NS
 
     def _take(self, incoming: Incoming) -> None:
         now_ns = time.perf_counter_ns()
@@ -210,8 +204,8 @@ class Engine:
     def _deadline_is_near(self) -> bool:
         """Whether a standing question begun now could be under way when an onset question must begin: none is, then."""
         deadlines = [session.docket.next_deadline_ns() for session in self._dispatcher.sessions.values()]
-        begins_ns = min((one for one in deadlines if one is not None), default=1 << 62) - self._expected_ns()
-        return time.perf_counter_ns() + self._expected_ns() >= begins_ns
+        begins_ns = min((one for one in deadlines if one is not None), default=1 << 62) - self._pace.expected_ns
+        return time.perf_counter_ns() + self._pace.expected_ns >= begins_ns
 
     def _submit(self, session: Session, question: Question) -> bool:
         slot = self._free.pop()
@@ -244,7 +238,9 @@ class Engine:
         self._counters["answers"] += 1
         self._counters["answers_late"] += bool(answer.flags & wire.Flags.LATE)
         self._latency_ms.append((answer.published_ns - answer.window_ready_ns) / 1e6)
-        self._recent_ns.append(answer.published_ns - answer.window_ready_ns)
+        self._pace.note(
+            answer.published_ns - answer.window_ready_ns, standing=question.asked == wire.Asked.STANDING
+        )
         for decision in session.trigger.decide(answer, now_ns=time.perf_counter_ns()):
             self._counters["triggers_fired" if decision.fired else "triggers_refused"] += 1
             self._publish(decision, session=session.number)

@@ -39,6 +39,7 @@ thead th {{ color: #5b6a70; font-weight: 600; vertical-align: bottom; }}
 tbody th {{ font-weight: 400; min-width: 7rem; }}
 tr.first {{ background: #f2f7f9; }}
 tr.first th, tr.first td {{ font-weight: 600; }}
+td.short {{ white-space: nowrap; }}
 .note {{ color: #5b6a70; font-size: .82rem; margin: .2rem 0 1.2rem; }}
 figure {{ margin: .8rem 0 1.6rem; }}
 figure img {{ max-width: 100%; height: auto; }}
@@ -159,11 +160,16 @@ def _part(part: Text | Facts | Table | Picture) -> str:
     )
 
 
+def _cell(text: str) -> str:
+    """What is short stays on its line; a sentence may be broken."""
+    return '<td class="short">' if len(text) < 24 else "<td>"
+
+
 def _table(table: Table) -> str:
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.columns)
     rows = []
     for index, row in enumerate(table.rows):
-        cells = "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+        cells = "".join(f"{_cell(cell)}{escape(cell)}</td>" for cell in row[1:])
         first = ' class="first"' if table.mark_first and index == 0 else ""
         rows.append(f'<tr{first}><th scope="row">{escape(row[0])}</th>{cells}</tr>')
     note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""

@@ -25,7 +25,7 @@ from quantformer_client.player import Played, Player, Presentation
 from quantformer_client.transport import Subscriber
 
 #: Seconds: how long an onset is announced ahead, and how long before it the answer is due.
-AHEAD_S, MARGIN_S = 1.0, 0.01
+AHEAD_S, MARGIN_S = 1.0, 0.002
 LEASE_S, HEARTBEAT_S, POLL_S, SHOW_S = 2.0, 0.5, 0.1, 0.125
 #: Longest wait in s for one answer, for the subscription, for the last answers, and for what is published after them.
 _ANSWER_S, _SUBSCRIBE_S, _LAST_S, _LINGER_S = 10.0, 10.0, 2.0, 0.5
