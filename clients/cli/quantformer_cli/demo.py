@@ -167,7 +167,9 @@ def _config(budget: str, *, seed: int) -> FitConfig:
 def _train(plan: Plan, *, config: FitConfig, pretrained: Path | None, console: Console) -> Fitted:
     from quantformer_cli.demo_progress import TrainingProgress
     from quantformer_training.fit import fit
-    with TrainingProgress(console) as progress:
+    from quantformer_training.threads import one_thread
+
+    with one_thread(), TrainingProgress(console) as progress:
         return fit(plan.recording, split=plan.split, config=config, report=progress.report, pretrained=pretrained)
 
 
