@@ -31,6 +31,7 @@ LINES = {
     "deploy/prometheus.yml": "what Prometheus watches",
     "tests/": "one file a module; real sockets, files and processes",
     "docs/architecture.md": "the way of the data, the rooms and who may import whom, the rules, the graph",
+    "docs/forecast.svg": "the picture above: what quantformer demo draws of eight neurons",
     "docs/metrics.md": "every score with its formula",
     "docs/settings.md": "every setting with its flag, variable, default and unit",
     ".dockerignore": "what the image's build may read",
