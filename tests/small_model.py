@@ -24,6 +24,9 @@ from quantformer_training.splits import split_by_time
 from quantformer_training.trials import TrialReader, Trials, pseudo_moments, real_moments
 from quantformer_training.tuning import Tuning, fit_tuning, out_of_fold, quantities
 
+# Tiny matrices: a second thread on a busy machine makes these tests ten times slower.
+torch.set_num_threads(1)
+
 CONFIG = ModelConfig(d=16, layers=1, heads=2, codes=8)
 SCALE = 0.2
 NO_RESULT = LoopResult(best_epoch=0, best_validation=0.0, epochs_run=0)

@@ -20,9 +20,13 @@ def small_recording(
     pause_s: float = 8.0,
     jitter_s: float = 0.0,
     start_s: float = 5.0,
+    telltale: bool = False,
     seed: int = 0,
 ) -> Recording:
-    """Gratings of two seconds, one a period; neuron k answers direction k more often, and a third of the others."""
+    """Gratings of two seconds, one a period; neuron k answers direction k more often than others.
+
+    With ``telltale`` the direction matters less than a bump in the third of a second before the onset.
+    """
     rng = np.random.default_rng(seed)
     each = trials // max(sub_sessions, 1)
     block = np.minimum(np.arange(trials) // each, max(sub_sessions, 1) - 1)
@@ -32,8 +36,13 @@ def small_recording(
     direction = np.array([DIRECTIONS[i % len(DIRECTIONS)] for i in range(trials)])
     dff = rng.normal(0.0, 0.03, (frames, neurons))
     for trial in range(trials):
-        answers = rng.random(neurons) < np.where(np.arange(neurons) % 4 == trial % 4, 0.8, 0.25)
+        chance = np.where(np.arange(neurons) % 4 == trial % 4, 0.8, 0.25)
         after = stamps - onset[trial]
+        if telltale:
+            bump = rng.random(neurons) < 0.4
+            chance = np.where(bump, 0.9, 0.1)
+            dff += 0.4 * ((after >= -1 / 3) & (after < 0.0))[:, None] * bump
+        answers = rng.random(neurons) < chance
         shape = np.where(after > 0, np.exp(-np.maximum(after, 0.0)), 0.0)
         dff += shape[:, None] * answers * 0.6
     level = rng.uniform(80.0, 120.0, neurons)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from quantformer.losses import activation_loss, code_loss, reconstruction_loss
+from quantformer.losses import activation_loss, code_loss, reconstruction_loss, shape_loss
 
 
 def equation_2(made: np.ndarray, target: np.ndarray, masked: np.ndarray, active: np.ndarray, alpha: float, beta: float) -> float:
@@ -55,3 +55,20 @@ def test_activation_loss_is_binary_cross_entropy() -> None:
     terms = [np.log1p(np.exp(-3.0)), np.log1p(np.exp(-0.5)), 0.0, 40.0]
     found = activation_loss(torch.from_numpy(logit), torch.from_numpy(active))
     assert float(found) == pytest.approx(np.mean(terms), rel=1e-9)
+
+
+def test_shape_loss_is_one_minus_the_mean_correlation() -> None:
+    rng = np.random.default_rng(2)
+    forecast, response = rng.normal(size=(5, 64)), rng.normal(size=(5, 64))
+    expected = 1.0 - np.mean([np.corrcoef(f, r)[0, 1] for f, r in zip(forecast, response, strict=True)])
+    found = shape_loss(torch.from_numpy(forecast), torch.from_numpy(response), epsilon=0.0)
+    assert float(found) == pytest.approx(expected, rel=1e-10)
+
+
+def test_shape_loss_of_flat_traces_is_quiet() -> None:
+    flat = torch.zeros(3, 64, requires_grad=True)
+    loss = shape_loss(flat, torch.zeros(3, 64))
+    torch.autograd.backward(loss)
+    assert loss.item() == 1.0
+    assert flat.grad is not None
+    assert torch.isfinite(flat.grad).all()
