@@ -287,7 +287,9 @@ def _control(microscope: _Microscope, *, ports: Ports, show: Callable[[Live], No
                 for body, heard_ns in _drain(watcher.heard):
                     if isinstance(body, wire.Decision):
                         decisions.append(body)
-                        live.decisions.append(body)
+                        # A standing question is refused with every frame; of its rule, what fired is news.
+                        if body.fired or body.rule == broadcast.rules[0].rule:
+                            live.decisions.append(body)
                         continue
                     _note(live, body, heard_ns, sent_ns=microscope.sent_ns)
                     if body.asked != wire.Asked.STANDING:
