@@ -249,6 +249,30 @@ def test_a_signal_ends_any_verb_with_its_status(number: signal.Signals, status: 
     assert (out, errors) == ("", f"quantformer: error: {word}\n")
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_a_finalizer_is_not_forgotten(number: signal.Signals, status: int) -> None:
+    """Python prints and forgets what is raised in `__del__`; the verb must end all the same."""
+    code = f"""if True:
+        import signal, sys, time
+        from quantformer_cli import main, status
+        class Fleeting:
+            def __del__(self):
+                signal.raise_signal({int(number)})
+                time.sleep(0)
+        def run(args):
+            Fleeting()
+            time.sleep({PATIENCE_S})
+            return 0
+        status.run = run
+        sys.argv = ["quantformer", "status"]
+        main.entry()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, env=clean_environment(), check=False
+    )
+    assert done.returncode == status, done.stderr
+
+
 def test_a_signal_while_the_service_starts_ends_it(tiny_bundle_path: Path, tmp_path: Path) -> None:
     with RunningService(tiny_bundle_path, folder=tmp_path, wait=False) as service:
         service.child("engine")

@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -93,7 +94,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def entry() -> NoReturn:
     """The console script."""
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _on_signal)
     status = main(sys.argv[1:])
     try:
         sys.stdout.flush()
@@ -102,8 +104,30 @@ def entry() -> NoReturn:
     sys.exit(status)
 
 
-def _on_sigterm(_number: int, _frame: FrameType | None) -> None:
-    raise _TerminatedError
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    if _swallows(frame):
+        threading.Timer(0.02, _deliver, [number]).start()
+        return
+    raise KeyboardInterrupt if number == signal.SIGINT else _TerminatedError
+
+
+def _swallows(frame: FrameType | None) -> bool:
+    """Whether Python would print and forget what is raised here: finalizers, and the import lock's weakref callback."""
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "__del__" or (code.co_name == "cb" and code.co_filename == "<frozen importlib._bootstrap>"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _deliver(number: int) -> None:
+    """The signal once more, to the main thread, so that it also ends what that thread waits for."""
+    ident = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and ident is not None:
+        signal.pthread_kill(ident, number)
+    else:
+        signal.raise_signal(number)
 
 
 def _complain(message: str, *, debug: bool, status: int) -> int:
