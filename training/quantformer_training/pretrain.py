@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from quantformer.autoencoder import Autoencoder, FrozenAutoencoder
 from quantformer.config import ModelConfig
-from quantformer.errors import DataError, RecordingError
+from quantformer.errors import DataError, QuantformerError, RecordingError
 from quantformer.forecaster import CLIP
 from quantformer.labels import LabelRule
 from quantformer.losses import reconstruction_loss
@@ -71,7 +73,7 @@ def random_windows(
     """About ``count`` windows at random moments of a part, of random neurons.
 
     Raises:
-        RecordingError: no span of the part is as long as a window.
+        RecordingError: no span of the part is as long as a window, or no window there is usable.
     """
     rng = np.random.default_rng(seed)
     spans = [(low + recipe.baseline_frames, high - recipe.response_frames) for low, high in split.spans(part)]
@@ -93,6 +95,11 @@ def random_windows(
         features=({},) * len(frame),
     )
     trials = TrialReader(recording, split=split, recipe=recipe, rule=rule).read(moments, part=part)
+    if not trials.valid.any():
+        raise RecordingError(
+            f"{recording.provenance.source}: none of {len(frame)} random windows of {part} is usable; left out: "
+            f"{dict(trials.rejected)}"
+        )
     both = np.concatenate([trials.baseline, trials.response], axis=-1)
     return Windows(dff=both[trials.valid][:count], active=trials.active[trials.valid][:count])
 
@@ -107,7 +114,7 @@ def pretrain(
     batch: int = 32,
     checkpoint: Path | None = None,
 ) -> Pretrained:
-    """Train a masked quantising auto-encoder and freeze it."""
+    """Train a masked quantising auto-encoder and freeze it. At least one window of each kind is needed."""
     torch.manual_seed(loop.seed)
     scale = float(np.median(train.dff.std(axis=1))) or 1.0
     network = Autoencoder(config)
@@ -137,9 +144,10 @@ def pretrain(
             total += float(reconstruction_loss(made.patches, target, masked=made.masked, active=none)) * len(rows)
         return total / len(held)
 
+    contents = hashlib.sha256(train.dff.tobytes() + train.active.tobytes() + validation.dff.tobytes()).hexdigest()
     result = run_loop(
         stage="pre-training", network=network, config=loop, losses=losses, validate=validate, report=report,
-        checkpoint=checkpoint, fingerprint=f"pretrain {config} {loop} n={len(data)} scale={scale:.6g}",
+        checkpoint=checkpoint, fingerprint=f"pretrain {config} {loop} batch={batch} {contents[:16]}",
     )  # fmt: skip
     frozen = network.freeze()
     return Pretrained(
@@ -172,6 +180,9 @@ def load_pretrained(directory: Path) -> Pretrained:
         raise DataError(f"{path} does not exist; make it with 'quantformer pretrain --out {directory}'")
     state = load_checkpoint(path, fingerprint=PRETRAINED)
     try:
+        found = tuple(state["autoencoder"]["codebook.codebook"].shape)
+        if found != (state["config"]["codes"], state["config"]["d"]):
+            raise DataError(f"its codebook is {found}")
         config = ModelConfig(**state["config"])
         frozen = Autoencoder(config).freeze()
         frozen.load_state_dict(state["autoencoder"])
@@ -180,8 +191,12 @@ def load_pretrained(directory: Path) -> Pretrained:
             config=config, autoencoder=frozen, signal_scale=float(state["signal_scale"]),
             code_patch=state["code_patch"], result=result,
         )  # fmt: skip
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise DataError(f"{path} does not hold a pre-trained auto-encoder ({error}); make it anew") from None
+        if made.code_patch.shape != (config.codes, config.patch_frames) or not 0.0 < made.signal_scale < math.inf:
+            raise DataError(f"code patches {tuple(made.code_patch.shape)}, signal scale {made.signal_scale}")
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, QuantformerError) as error:
+        # torch lists every missing weight, a line each.
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path} does not hold a pre-trained auto-encoder ({reason}); make it anew") from None
     if frozen.codebook.digest() != state["codebook_sha256"]:
         raise DataError(f"{path}: the codebook does not have the hash it was saved with; make it anew")
     return made
