@@ -32,7 +32,8 @@ def answer(bundle: bytes, *, lead: int = 0, late: bool = False) -> Heard:
         question=1, asked=wire.Asked.ANNOUNCED, phase=wire.Phase.ONSET, stimuli=("a",), onset_frame=200, onset_s=1.0,
         first_frame=104, last_frame=199, last_frame_s=0.9, lead=lead, held=lead, received_ns=1, window_ready_ns=2,
         submitted_ns=3, done_ns=4, published_ns=5, deadline_ns=6, bundle=bundle, rois=np.zeros(1, np.uint32),
-        validity=np.ones(1, np.uint8), probability=np.full((1, 1), 0.5, np.float32), flags=wire.Flags.LATE if late else wire.Flags(0),
+        validity=np.ones(1, np.uint8), probability=np.full((1, 1), 0.5, np.float32),
+        flags=wire.Flags.LATE if late else wire.Flags(0),
     )  # fmt: skip
     return Heard(answer=one, heard_ns=7)
 
