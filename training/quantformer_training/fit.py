@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from quantformer.config import PRESETS, ModelConfig
-from quantformer.errors import RecordingError
+from quantformer.errors import RecordingError, UsageError
 from quantformer.labels import LabelRule
 from quantformer.recording import Recording
 from quantformer.signal import SignalRecipe
@@ -118,6 +118,7 @@ def fit(
 
     Raises:
         RecordingError: a part has no usable trial, or validation has only one class.
+        UsageError: the pre-trained auto-encoder has other sizes than the preset.
     """
     vocabulary = vocabulary_of(recording)
     parts = _Parts.read(recording, split=split, vocabulary=vocabulary)
@@ -126,7 +127,13 @@ def fit(
         made = _pretrain(parts.reader, unlabelled, config=config, report=report, checkpoints=checkpoints)
     else:
         made = load_pretrained(pretrained)
-    mark = fingerprint(recording)
+        if made.config != config.model:
+            raise UsageError(
+                f"{pretrained} holds an auto-encoder of {made.config}, the preset {config.preset!r} is {config.model}; "
+                "choose the preset that it was made with"
+            )
+    # Another split would have trained on other frames, perhaps on those now kept for the test.
+    mark = f"{fingerprint(recording)} {split}"
 
     def train(stage: str, parts: _Parts, tuned: _Tuned, loops: FinetuneConfig) -> TrainedModel:
         return finetune(
@@ -265,10 +272,12 @@ def vocabulary_of(recording: Recording) -> Vocabulary:
 
 
 def fingerprint(recording: Recording) -> str:
-    """SHA-256 of the traces, stamps and onsets; first 16 hex digits."""
+    """SHA-256 of the corrected traces, stamps, onsets and stimuli; first 16 hex digits."""
     digest = hashlib.sha256()
-    for array in (recording.fluorescence, recording.timestamps_s, recording.stimuli.onset_s):
+    for array in (recording.corrected(), recording.timestamps_s, recording.stimuli.onset_s):
         digest.update(np.ascontiguousarray(array).data)
+    table = recording.stimuli
+    digest.update(repr([(table.stimulus_id[i], table.features_of(i)) for i in range(len(table))]).encode())
     return digest.hexdigest()[:16]
 
 

@@ -20,7 +20,7 @@ from quantformer.vocabulary import NOTHING, ONGOING
 from quantformer_training.examples import LONGEST_LEAD
 from quantformer_training.export import GraphInputs, check_parity, export_graph
 from quantformer_training.fit import Fitted, fingerprint
-from quantformer_training.trials import EPOCHS, Trials
+from quantformer_training.trials import EPOCHS, Trials, real_moments
 
 #: A stimulus that begins this long after the last one ended, in seconds, begins in spontaneous activity.
 SPONTANEOUS_S = 10.0
@@ -28,6 +28,8 @@ SPONTANEOUS_S = 10.0
 
 def write_fitted(fitted: Fitted, path: Path, *, metrics: dict[str, float] | None = None) -> Bundle:
     """Export the graph, prove it against PyTorch on validation rows, and write the bundle to ``path``.
+
+    Undefined ``metrics`` (NaN) are left out of the manifest.
 
     Raises:
         BundleError: ``path`` exists, or the exported graph disagrees with the network.
@@ -60,7 +62,7 @@ def write_fitted(fitted: Fitted, path: Path, *, metrics: dict[str, float] | None
         interval=fitted.calibrated.interval,
         thresholds=fitted.calibrated.thresholds,
         skill_by_lead=fitted.calibrated.skill_by_lead,
-        metrics=metrics or {},
+        metrics={name: value for name, value in (metrics or {}).items() if np.isfinite(value)},
         parity=check_parity(fitted.model.forecaster, graph, _parity_inputs(fitted, vectors, stimuli)),
         provenance={
             "origin": recording.provenance.origin,
@@ -114,8 +116,8 @@ def _range(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _stimuli(fitted: Fitted) -> dict[str, StimulusSpec]:
-    """Every stimulus of training by id, and one for a moment at which nothing begins."""
-    vocabulary, moments = fitted.vocabulary, fitted.real["train"].moments
+    """Every stimulus of the recording by id, and one for a moment at which nothing begins."""
+    vocabulary, moments = fitted.vocabulary, real_moments(fitted.reader.recording)
     row_of = {name: row for row, name in enumerate(vocabulary.stimulus_ids)}
     found = {NOTHING: StimulusSpec(category=NOTHING, features={})}
     for i, name in enumerate(moments.stimulus_id):
@@ -123,13 +125,6 @@ def _stimuli(fitted: Fitted) -> dict[str, StimulusSpec]:
             found[name] = StimulusSpec(
                 category=moments.category[i], features=dict(moments.features[i]), id_row=row_of.get(name)
             )
-    # The last id row must be named, for the tables' size to follow from the manifest.
-    for name, row in row_of.items():
-        if name not in found:
-            real = fitted.real["validation"].moments if name in fitted.real["validation"].moments.stimulus_id else None
-            real = real or fitted.real["test"].moments
-            i = real.stimulus_id.index(name)
-            found[name] = StimulusSpec(category=real.category[i], features=dict(real.features[i]), id_row=row)
     return found
 
 
