@@ -15,8 +15,9 @@ from small_recording import GRATING, small_recording
 from quantformer.config import PRESETS
 from quantformer.errors import DataError, RecordingError, UsageError
 from quantformer.recording import Recording
-from quantformer.signal import SignalRecipe
+from quantformer.signal import SignalRecipe, onset_frames
 from quantformer.vocabulary import NOTHING, ONGOING
+from quantformer_training.examples import ExampleSource
 from quantformer_training.fit import MOST_STIMULUS_IDS, FitConfig, Fitted, fingerprint, fit, rows_of, vocabulary_of
 from quantformer_training.loop import Progress
 from quantformer_training.packing import vectors_of, write_fitted
@@ -86,6 +87,34 @@ def test_validation_decides_and_does_not_train() -> None:
     one, other = (fit_of(made, split=split) for made in (recording, changed))
     assert weights(one) == weights(other)
     assert one.calibrated.calibration != other.calibrated.calibration
+
+
+def test_training_is_told_nothing_of_its_own_presentation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Otherwise the network would learn to trust numbers that contain the answer."""
+    told: list[dict[str, ExampleSource]] = []
+
+    def spy(*arguments: object, real: ExampleSource, pseudo: ExampleSource, **more: object) -> None:
+        told.append({"real": real, "pseudo": pseudo})
+        raise Stopped
+
+    monkeypatch.setattr("quantformer_training.fit.finetune", spy)
+    save_pretrained(tiny_pretrained(PRESETS["small"]), tmp_path)
+    # Six seconds apart, so that no other presentation's windows hold the changed frames.
+    recording = small_recording(period_s=6.0)
+    frame = int(onset_frames(recording.timestamps_s, recording.stimuli.onset_s)[4])
+    # A small change: the strength of the regression, one of five for all neurons together, must not jump.
+    after = slice(frame, frame + 64)
+    changed = with_values(recording, recording.fluorescence[after] * np.float32(1.02), frames=after)
+    for made in (recording, changed):
+        with pytest.raises(Stopped):
+            fit_of(made, pretrained=tmp_path)
+    for kind in ("real", "pseudo"):
+        one, other = told[0][kind], told[1][kind]
+        own = one.trials.moments.trial == 4
+        assert own.any()
+        assert one.tuning[own].tobytes() == other.tuning[own].tobytes()
+        assert one.population_tuning[own].tobytes() == other.population_tuning[own].tobytes()
+        assert not np.array_equal(one.tuning[~own], other.tuning[~own])
 
 
 def test_a_refit_learns_from_validation_too() -> None:
