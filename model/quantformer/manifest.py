@@ -136,7 +136,7 @@ def parse_manifest(text: bytes, *, source: str) -> Manifest:
         raise BundleError(f"{source} has schema {head.schema}, this software reads up to {SCHEMA}: update quantformer")
     try:
         manifest = msgspec.json.decode(text, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError, SignalError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, SignalError) as error:
         raise BundleError(f"{source}: {error}; the manifest is damaged: export the bundle again") from None
     expected = _checksum(text.replace(_quoted(manifest.checksum), _quoted(""), 1))
     if manifest.checksum != expected:
@@ -152,6 +152,9 @@ def parse_manifest(text: bytes, *, source: str) -> Manifest:
         raise BundleError(f"{source}: the interval's bounds have {found} frames, the response has {frames}")
     if len(set(manifest.neuron_ids)) != len(manifest.neuron_ids):
         raise BundleError(f"{source}: a neuron id occurs twice")
+    rows = sorted(spec.id_row for spec in manifest.stimuli.values() if spec.id_row is not None)
+    if rows != list(range(len(rows))):
+        raise BundleError(f"{source}: the rows of the stimulus ids are {rows[:8]}, expected each from 0 on once")
     return manifest
 
 
