@@ -99,12 +99,22 @@ class ExampleSource:
         self.features = vocabulary.encoded(trials.moments)
         self.stimulus = vocabulary.id_rows(trials.moments)
 
-    def at_lead(self, lead: int) -> Examples:
-        """Every valid row with the last ``lead`` frames withheld; no randomness."""
+    def __len__(self) -> int:
+        return int(self.trials.valid.sum())
+
+    def at_lead(self, lead: int, *, most: int | None = None) -> Examples:
+        """Every valid row, or an even choice of ``most``, with the last ``lead`` frames withheld; no randomness."""
         frames = self.reader.recipe.baseline_frames
         missing = np.zeros(frames, bool)
         missing[frames - lead :] = True
-        return self._examples(np.arange(len(self.trials.moments)), [missing] * len(self.trials.moments))
+        rows = self._examples(np.arange(len(self.trials.moments)), [missing] * len(self.trials.moments))
+        return rows if most is None else rows.select(torch.from_numpy(even(len(rows), most)))
+
+    def draw(self, count: int, rng: np.random.Generator) -> Examples:
+        """About ``count`` rows of random moments, every neuron of each: at least one moment, at most all of them."""
+        known = len(self.trials.moments)
+        wanted = min(known, max(1, round(count / len(self.neuron))))
+        return self.random(rng.choice(known, wanted, replace=False), rng)
 
     def random(self, index: NDArray[np.intp], rng: np.random.Generator) -> Examples:
         """The moments at ``index``, each with a random lead and, three times in ten, random gaps."""
@@ -135,6 +145,13 @@ class ExampleSource:
             population_tuning=torch.from_numpy(self.population_tuning[trial]),
             moment=torch.from_numpy(trial),
         )
+
+
+def even(rows: int, most: int | None) -> NDArray[np.int64]:
+    """All of ``rows`` indices, or ``most`` of them spread evenly."""
+    if most is None or most >= rows:
+        return np.arange(rows)
+    return np.linspace(0, rows - 1, most).round().astype(np.int64)
 
 
 def random_missing(recipe: SignalRecipe, rng: np.random.Generator) -> NDArray[np.bool_]:

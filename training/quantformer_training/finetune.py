@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from quantformer.forecaster import ACTIVATION, FORECAST, Forecaster, ResponseAnswer
 from quantformer.losses import activation_loss, code_loss, shape_loss
 from quantformer.tokens import UNKNOWN, TaskTokens
-from quantformer_training.examples import Examples, ExampleSource, Vocabulary
+from quantformer_training.examples import Examples, Vocabulary
 from quantformer_training.loop import LoopConfig, LoopResult, Report, in_batches, run_loop
 from quantformer_training.pretrain import Pretrained
+from quantformer_training.sources import RowSource
 
 #: Leads at which validation chooses, averaged: none, and 5 frames (0.17 s).
 VALIDATION_LEADS = (0, 5)
@@ -24,7 +25,7 @@ VALIDATION_LEADS = (0, 5)
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     """An epoch reads about ``rows_per_epoch`` neuron-trials, ``pseudo_per_real`` of them at pseudo-onsets for each at a
-    real onset. Ids are withheld from ``drop_ids`` of the rows, which trains the unknown vector, and the stimulus from
+    real onset; validation reads an even choice of ``validation_rows``. Ids are withheld from ``drop_ids`` of the rows, which trains the unknown vector, and the stimulus from
     ``drop_stimulus`` of them. To the cross-entropy over codes ``decoded_weight`` adds the squared error of the decoded
     response, and ``shape_weight`` one minus its correlation with what happened: most responses are small, and squared
     error alone ignores their shape.
@@ -34,6 +35,7 @@ class FinetuneConfig:
     forecast: LoopConfig
     batch: int = 128
     rows_per_epoch: int = 12_000
+    validation_rows: int = 40_000
     pseudo_per_real: float = 2.0
     drop_ids: float = 0.1
     drop_stimulus: float = 0.1
@@ -93,9 +95,9 @@ def finetune(
     pretrained: Pretrained,
     *,
     vocabulary: Vocabulary,
-    real: ExampleSource,
-    pseudo: ExampleSource,
-    validation: ExampleSource,
+    real: RowSource,
+    pseudo: RowSource,
+    validation: RowSource,
     config: FinetuneConfig,
     report: Report,
     stage: str = "",
@@ -112,7 +114,7 @@ def finetune(
     )
     digest = forecaster.teacher.codebook.digest()
     tokens = (_tokens(vocabulary, d=pretrained.config.d), _tokens(vocabulary, d=pretrained.config.d))
-    held = [validation.at_lead(lead) for lead in VALIDATION_LEADS]
+    held = [validation.at_lead(lead, most=config.validation_rows) for lead in VALIDATION_LEADS]
 
     def forecast_loss(rows: Examples) -> Tensor:
         answer = ask_response(forecaster, tokens[FORECAST], rows)
@@ -198,17 +200,15 @@ def _tokens(vocabulary: Vocabulary, *, d: int) -> TaskTokens:
 
 
 def _batches(
-    real: ExampleSource, pseudo: ExampleSource, *, config: FinetuneConfig, seed: int, epoch: int
+    real: RowSource, pseudo: RowSource, *, config: FinetuneConfig, seed: int, epoch: int
 ) -> Iterator[Examples]:
     rng = np.random.default_rng((seed, epoch))
-    # At least one moment of each kind, at most all of them.
-    afforded = config.rows_per_epoch / len(real.neuron) / (1.0 + config.pseudo_per_real)
-    wanted = min(len(real.trials.moments), max(1, round(afforded)))
-    sources = []
-    for source, count in ((real, wanted), (pseudo, round(config.pseudo_per_real * wanted))):
-        known = len(source.trials.moments)
-        sources.append(source.random(rng.choice(known, min(count, known), replace=False), rng))
-    rows = Examples.joined(sources)
+    # Where there are few real onsets, pseudo-onsets are few too; where there is no pseudo-onset, real ones fill the epoch.
+    share = config.rows_per_epoch / (1.0 + (config.pseudo_per_real if len(pseudo) else 0.0))
+    drawn = [real.draw(round(share), rng)]
+    if len(pseudo):
+        drawn.append(pseudo.draw(round(config.pseudo_per_real * len(drawn[0])), rng))
+    rows = Examples.joined(drawn)
     unknown = torch.from_numpy(rng.random(len(rows)) < config.drop_ids)
     denied = torch.from_numpy(rng.random(len(rows)) < config.drop_stimulus)
     rows = replace(

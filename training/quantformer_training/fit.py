@@ -22,6 +22,7 @@ from quantformer_training.loop import LoopConfig, Report
 from quantformer_training.pretrain import Pretrained, Windows, load_pretrained, pretrain, random_windows, whole
 from quantformer_training.rows import Rows
 from quantformer_training.splits import PARTS, Split
+from quantformer_training.store import Traced
 from quantformer_training.trials import TrialReader, Trials, pseudo_moments, real_moments
 from quantformer_training.tuning import Tuning, fit_tuning, out_of_fold, quantities
 
@@ -244,21 +245,18 @@ class _Parts:
 def rows_of(trials: Trials) -> Rows:
     """The valid neuron-trials as plain arrays, in the order of `ExampleSource.at_lead`."""
     moment, neuron = np.nonzero(trials.valid)
-    # A label that depends on the name alone, so that training and test rows agree whichever stimuli each happens to hold.
-    digests = [hashlib.blake2b(name.encode(), digest_size=7).digest() for name in trials.moments.stimulus_id]
-    stimulus = np.array([int.from_bytes(digest, "big") for digest in digests], np.int64)
     return Rows(
         baseline=trials.baseline[moment, neuron],
         f0=trials.f0[moment, neuron],
         neuron=neuron,
-        stimulus=stimulus[moment],
+        stimulus=trials.moments.labels()[moment],
         trial=trials.moments.trial[moment],
         active=trials.active[moment, neuron],
         response=trials.response[moment, neuron],
     )
 
 
-def vocabulary_of(recording: Recording) -> Vocabulary:
+def vocabulary_of(recording: Traced) -> Vocabulary:
     """Neurons, stimuli and features of a recording."""
     real = real_moments(recording)
     categories = set(real.category)
@@ -271,7 +269,7 @@ def vocabulary_of(recording: Recording) -> Vocabulary:
     )
 
 
-def fingerprint(recording: Recording) -> str:
+def fingerprint(recording: Traced) -> str:
     """SHA-256 of the corrected traces, stamps, onsets and stimuli; first 16 hex digits."""
     digest = hashlib.sha256()
     for array in (recording.corrected(), recording.timestamps_s, recording.stimuli.onset_s):

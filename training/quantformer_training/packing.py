@@ -15,11 +15,11 @@ import quantformer
 from quantformer.bundle import Bundle, Vectors, write_bundle
 from quantformer.labels import label_frames
 from quantformer.manifest import Label, Manifest, StimulusSpec
-from quantformer.recording import Recording
 from quantformer.vocabulary import NOTHING, ONGOING
 from quantformer_training.examples import LONGEST_LEAD
 from quantformer_training.export import GraphInputs, check_parity, export_graph
 from quantformer_training.fit import Fitted, fingerprint
+from quantformer_training.store import Traced
 from quantformer_training.trials import EPOCHS, Trials, real_moments
 
 #: A stimulus that begins this long after the last one ended, in seconds, begins in spontaneous activity.
@@ -128,7 +128,7 @@ def _stimuli(fitted: Fitted) -> dict[str, StimulusSpec]:
     return found
 
 
-def _phases(recording: Recording) -> list[str]:
+def _phases(recording: Traced) -> list[str]:
     """Moments at which stimuli began in the recording: what a standing question may ask about."""
     table, frame_s = recording.stimuli, 1.0 / recording.rate_hz
     chosen = np.flatnonzero([name not in EPOCHS for name in table.category])

@@ -1,4 +1,4 @@
-"""Where training batches come from: one recording's trials in memory, or a cohort's windows gathered by index."""
+"""Where training batches come from: one recording's trials in memory, or windows gathered by index from a trace store."""
 
 from __future__ import annotations
 
@@ -18,13 +18,25 @@ class RowSource(Protocol):
         """Valid neuron-trials."""
         ...
 
-    @property
-    def neurons(self) -> int:
-        """Neurons of a trial, where all rows come from one recording."""
-        ...
-
     def draw(self, count: int, rng: np.random.Generator) -> Examples:
         """About ``count`` random neuron-trials (all, where there are fewer), with random leads and gaps."""
+        ...
+
+    def at_lead(self, lead: int, *, most: int | None = None) -> Examples:
+        """Every valid row in order, the last ``lead`` frames withheld; with ``most``, an even choice of so many."""
+        ...
+
+
+class TrialSource(RowSource, Protocol):
+    """A source of one or several recordings that can also be asked for whole trials, and piece by piece."""
+
+    @property
+    def neurons(self) -> int:
+        """Neurons of a trial; of whole trials only a source of one recording can be asked."""
+        ...
+
+    def batches(self, *, lead: int, size: int) -> Iterator[Examples]:
+        """Every valid row once, in order, the last ``lead`` frames withheld; at most ``size`` rows a batch."""
         ...
 
     def draw_trials(self, count: int, rng: np.random.Generator) -> tuple[Examples, Tensor]:
@@ -32,10 +44,6 @@ class RowSource(Protocol):
         that ``[B, ...]`` reshapes to ``[trials, neurons, ...]``; and which rows are valid, bool ``[B]``. Invalid rows
         hold zeros.
         """
-        ...
-
-    def batches(self, *, lead: int, size: int) -> Iterator[Examples]:
-        """Every valid row once, in order, the last ``lead`` frames withheld; at most ``size`` rows a batch."""
         ...
 
     def trial_batches(self, *, lead: int, size: int) -> Iterator[tuple[Examples, Tensor]]:

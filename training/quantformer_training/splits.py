@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantformer.errors import RecordingError
-from quantformer.recording import Recording
 from quantformer.signal import SignalRecipe, onset_frames
+from quantformer_training.store import Traced
 
 PARTS = ("train", "validation", "test")
 #: Share of the training trials, the last ones, on which every choice is made.
@@ -40,7 +40,7 @@ class Split:
         return Split(train=(*self.train, *self.validation), validation=self.validation, test=self.test)
 
 
-def split_by_sub_session(recording: Recording, *, recipe: SignalRecipe, category: str) -> Split:
+def split_by_sub_session(recording: Traced, *, recipe: SignalRecipe, category: str) -> Split:
     """The paper's split: of a category's three sub-sessions the first two train, the third tests; validation is the
     last 30 % of the second. A part ends where the next begins, so windows that reach across are dropped.
 
@@ -73,7 +73,7 @@ def split_by_sub_session(recording: Recording, *, recipe: SignalRecipe, category
 
 
 def split_by_time(
-    recording: Recording, *, recipe: SignalRecipe, train_trials: int, test_trials: int | None = None
+    recording: Traced, *, recipe: SignalRecipe, train_trials: int, test_trials: int | None = None
 ) -> Split:
     """Chronological: the first ``train_trials`` presentations train (the last 30 % of them validate), the following
     ``test_trials`` (all, where not given) test.
@@ -98,5 +98,5 @@ def _start(frame: NDArray[np.int64], recipe: SignalRecipe) -> int:
     return max(int(frame[0]) - recipe.baseline_frames, 0)
 
 
-def _stop(frame: NDArray[np.int64], recording: Recording, recipe: SignalRecipe) -> int:
+def _stop(frame: NDArray[np.int64], recording: Traced, recipe: SignalRecipe) -> int:
     return min(int(frame[-1]) + recipe.response_frames, recording.frames)

@@ -16,6 +16,7 @@ from quantformer_training.fit import FitConfig, Fitted, fit, rows_of
 from quantformer_training.loop import Report
 from quantformer_training.rows import Rows
 from quantformer_training.splits import Split
+from quantformer_training.store import Traced
 from quantformer_training.trials import PSEUDO_DISTANCE, Moments, Trials, pseudo_moments, real_moments
 
 #: Pseudo-onsets of the control fall this many seconds into each presentation, where that is far from any onset.
@@ -39,7 +40,7 @@ class Study:
     folds: tuple[Scored, ...]
 
 
-def control_moments(recording: Recording) -> Moments:
+def control_moments(recording: Traced) -> Moments:
     """One pseudo-onset a presentation: 5 s after its onset, or midway to the next where that comes too soon."""
     recipe, real = SignalRecipe(), real_moments(recording)
     following = np.append(real.frame[1:], recording.frames)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,6 @@ from numpy.typing import NDArray
 
 from quantformer.errors import RecordingError
 from quantformer.labels import LABEL_FRAMES, OTHER_LABEL_FRAMES, LabelRule, active, evoked_area, label_frames
-from quantformer.recording import Recording
 from quantformer.signal import (
     SignalRecipe,
     hold_missing,
@@ -21,6 +21,7 @@ from quantformer.signal import (
 )
 from quantformer.vocabulary import NOTHING, ONGOING
 from quantformer_training.splits import Split
+from quantformer_training.store import Traced
 
 #: A window whose F0 is below this share of the neuron's median training fluorescence is rejected.
 F0_FLOOR = 0.1
@@ -59,8 +60,25 @@ class Moments:
             features=tuple(self.features[i] for i in index),
         )
 
+    @classmethod
+    def joined(cls, parts: Sequence[Moments]) -> Moments:
+        """All moments of several sets, in order."""
+        return cls(
+            frame=np.concatenate([part.frame for part in parts]),
+            trial=np.concatenate([part.trial for part in parts]),
+            pseudo=np.concatenate([part.pseudo for part in parts]),
+            category=tuple(name for part in parts for name in part.category),
+            stimulus_id=tuple(name for part in parts for name in part.stimulus_id),
+            features=tuple(features for part in parts for features in part.features),
+        )
 
-def real_moments(recording: Recording) -> Moments:
+    def labels(self) -> NDArray[np.int64]:
+        """A number for each stimulus id ``(n,)`` that depends on the name alone, so that any two sets agree."""
+        digests = [hashlib.blake2b(name.encode(), digest_size=7).digest() for name in self.stimulus_id]
+        return np.array([int.from_bytes(digest, "big") for digest in digests], np.int64)
+
+
+def real_moments(recording: Traced) -> Moments:
     """One moment a presentation; epochs (spontaneous activity) have none."""
     table = recording.stimuli
     keep = np.flatnonzero([name not in EPOCHS for name in table.category])
@@ -75,7 +93,7 @@ def real_moments(recording: Recording) -> Moments:
     )
 
 
-def pseudo_moments(recording: Recording, frames: NDArray[np.int64], *, recipe: SignalRecipe) -> Moments:
+def pseudo_moments(recording: Traced, frames: NDArray[np.int64], *, recipe: SignalRecipe) -> Moments:
     """Moments at those of ``frames`` where nothing begins: no onset in ``(f - 16, f + 64)``.
 
     Inside a presentation category and id are ``ongoing:`` and the presentation's, with its features; elsewhere both
@@ -133,7 +151,7 @@ class TrialReader:
         SignalError: the recording is slower than 15 Hz.
     """
 
-    def __init__(self, recording: Recording, *, split: Split, recipe: SignalRecipe, rule: LabelRule) -> None:
+    def __init__(self, recording: Traced, *, split: Split, recipe: SignalRecipe, rule: LabelRule) -> None:
         self.recording, self.split, self.recipe, self.rule = recording, split, recipe, rule
         self.trace = recording.corrected()
         self.interpolated = needs_interpolation(recording.rate_hz)

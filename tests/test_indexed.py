@@ -1,0 +1,180 @@
+"""Tests of trials by index: gathered windows equal those cut at once, bit for bit; nothing is read from elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_model  # noqa: F401  # one thread of torch
+import torch
+from small_recording import small_recording
+
+from quantformer.errors import DataError, RecordingError
+from quantformer.labels import LabelRule
+from quantformer.recording import Recording
+from quantformer.signal import SignalRecipe
+from quantformer_training.examples import Examples, ExampleSource
+from quantformer_training.fit import rows_of, vocabulary_of
+from quantformer_training.indexed import IndexedPart, IndexedSource, SessionReader
+from quantformer_training.splits import split_by_time
+from quantformer_training.store import StoredSession, open_session, write_session
+from quantformer_training.trials import TrialReader, real_moments
+
+SCALE = 0.2
+
+
+def make_recording(seed: int = 0) -> Recording:
+    made = small_recording(neurons=3, trials=24, period_s=4.0)
+    changed = made.fluorescence.copy() * np.random.default_rng(seed).normal(1.0, 0.05, made.fluorescence.shape)
+    # A neuron that breaks off in one trial, and one without light in another: rows and neuron-trials differ.
+    changed[int(30 * (5.0 + 4.0 * 6)) + 30, 1] = np.nan
+    changed[int(30 * (5.0 + 4.0 * 9)) - 70 : int(30 * (5.0 + 4.0 * 9)), 2] = 0.0
+    return dataclasses.replace(made, fluorescence=changed.astype(np.float32))
+
+
+def sources(recording: Recording, directory: Path) -> tuple[ExampleSource, IndexedPart]:
+    recipe, rule = SignalRecipe(), LabelRule()
+    split, moments = split_by_time(recording, recipe=recipe, train_trials=20), real_moments(recording)
+    vocabulary, rng = vocabulary_of(recording), np.random.default_rng(1)
+    reader = TrialReader(recording, split=split, recipe=recipe, rule=rule)
+    trials = reader.read(moments, part="train")
+    tuning = rng.normal(size=(*trials.valid.shape, 9)).astype(np.float32)
+    population = rng.normal(size=(len(trials.moments), 9)).astype(np.float32)
+    whole = ExampleSource(reader, trials, vocabulary=vocabulary, signal_scale=SCALE, tuning=(tuning, population))
+    session = write_session(recording, directory)
+    indexed = SessionReader(session, split=split, recipe=recipe, rule=rule).read(moments, part="train")
+    part = IndexedPart(
+        trials=indexed, neuron=whole.neuron, stimulus=whole.stimulus, features=whole.features, tuning=tuning,
+        population_tuning=population,
+    )  # fmt: skip
+    return whole, part
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[ExampleSource, IndexedPart]:
+    return sources(make_recording(), tmp_path_factory.mktemp("store") / "one")
+
+
+def same(one: Examples, other: Examples) -> None:
+    for name, tensor in vars(one).items():
+        assert torch.equal(tensor, getattr(other, name)), name
+
+
+def indexed(*parts: IndexedPart) -> IndexedSource:
+    return IndexedSource(parts, signal_scale=SCALE, recipe=SignalRecipe())
+
+
+@pytest.mark.parametrize("lead", [0, 1, 10])
+def test_gathered_rows_are_those_cut_at_once_bit_for_bit(both: tuple[ExampleSource, IndexedPart], lead: int) -> None:
+    whole, part = both
+    source = indexed(part)
+    assert 0 < len(source) == len(whole) < whole.trials.valid.size, "some windows must be invalid here"
+    same(source.at_lead(lead), whole.at_lead(lead))
+    same(Examples.joined(list(source.batches(lead=lead, size=7))), whole.at_lead(lead))
+
+
+def test_an_even_choice_spans_the_rows(both: tuple[ExampleSource, IndexedPart]) -> None:
+    whole, part = both
+    few = indexed(part).at_lead(0, most=5)
+    same(few, whole.at_lead(0, most=5))
+    assert int(few.moment[0]) == 0
+    assert int(few.moment[-1]) == int(whole.at_lead(0).moment[-1])
+
+
+def test_plain_rows_agree(both: tuple[ExampleSource, IndexedPart]) -> None:
+    whole, part = both
+    ours, theirs = indexed(part).rows(), rows_of(whole.trials)
+    for name in ("baseline", "f0", "neuron", "stimulus", "trial", "active", "response"):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name), err_msg=name)
+
+
+def test_drawn_rows_are_seeded_and_hide_frames(both: tuple[ExampleSource, IndexedPart]) -> None:
+    source = indexed(both[1])
+    one, again, other = (source.draw(40, np.random.default_rng(seed)) for seed in (3, 3, 4))
+    same(one, again)
+    assert not torch.equal(one.baseline, other.baseline)
+    # The target is whole whatever was withheld; the input differs from it where frames were.
+    whole = {
+        (int(m), int(n)): trace
+        for m, n, trace in zip(*(getattr(source.at_lead(0), k) for k in ("moment", "neuron", "trace")), strict=True)
+    }
+    for row in range(len(one)):
+        key = int(one.moment[row]), int(one.neuron[row])
+        assert torch.equal(one.trace[row], whole[key])
+    assert (one.baseline != one.trace[:, :96]).any(1).float().mean() > 0.8
+
+
+def test_whole_trials_hold_every_neuron_and_say_which_are_valid(both: tuple[ExampleSource, IndexedPart]) -> None:
+    source = indexed(both[1])
+    found = list(source.trial_batches(lead=0, size=6))
+    rows, valid = Examples.joined([one for one, _ in found]), torch.cat([mask for _, mask in found])
+    moments = len(both[1].trials.moments)
+    assert torch.equal(rows.neuron.reshape(moments, 3), torch.arange(3).expand(moments, 3))
+    assert torch.equal(valid.reshape(moments, 3), torch.from_numpy(both[1].trials.valid))
+    assert not rows.baseline[~valid].any()
+    assert not rows.response[~valid].any()
+    same(rows.select(valid.nonzero().flatten()), source.at_lead(0))
+    drawn, usable = source.draw_trials(12, np.random.default_rng(0))
+    assert len(drawn) == 12
+    assert usable.any()
+
+
+def test_several_sessions_keep_their_neurons_apart(tmp_path: Path, both: tuple[ExampleSource, IndexedPart]) -> None:
+    _, other = sources(make_recording(seed=5), tmp_path / "two")
+    shifted = dataclasses.replace(other, neuron=other.neuron + 3)
+    pooled = indexed(both[1], shifted)
+    rows = pooled.at_lead(0)
+    assert len(pooled) == len(indexed(both[1])) + len(indexed(other))
+    first = len(indexed(both[1]))
+    same(rows.select(torch.arange(first)), indexed(both[1]).at_lead(0))
+    assert int(rows.neuron[first:].min()) == 3
+    plain = pooled.rows()
+    assert set(plain.trial[:first]).isdisjoint(plain.trial[first:]), "trials of two sessions differ"
+    with pytest.raises(RecordingError, match="whole trials were asked of 2 sessions"):
+        pooled.draw_trials(4, np.random.default_rng(0))
+
+
+def test_a_session_is_written_whole_and_read_back(tmp_path: Path) -> None:
+    recording = make_recording()
+    made = write_session(recording, tmp_path / "s")
+    np.testing.assert_array_equal(made.corrected(), recording.corrected())
+    assert not made.corrected().flags.owndata, "mapped, not read"
+    assert made.stimuli.category == recording.stimuli.category
+    assert made.stimuli.features_of(3) == recording.stimuli.features_of(3)
+    assert made.provenance.origin == recording.provenance.origin
+    assert made.rate_hz == recording.rate_hz
+    assert open_session(tmp_path / "s").fingerprint == made.fingerprint
+    other = write_session(dataclasses.replace(recording, fluorescence=recording.fluorescence + 1), tmp_path / "t")
+    assert other.fingerprint != made.fingerprint
+
+
+@pytest.mark.parametrize("broken", ["session.json", "traces.npy", "stimuli.npz", "timestamps.npy"])
+def test_a_damaged_session_is_refused(tmp_path: Path, broken: str) -> None:
+    write_session(make_recording(), tmp_path / "s")
+    path = tmp_path / "s" / broken
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    with pytest.raises(DataError, match="remove it to rebuild"):
+        open_session(tmp_path / "s")
+
+
+def test_windows_outside_the_recording_are_refused(tmp_path: Path) -> None:
+    session: StoredSession = write_session(make_recording(), tmp_path / "s")
+    for neuron, start in ((0, -1), (0, session.frames - 159), (3, 0)):
+        with pytest.raises(DataError, match="outside"):
+            session.windows(np.array([neuron]), np.array([start]), frames=160)
+    last = session.windows(np.array([2]), np.array([session.frames - 160]), frames=160)
+    np.testing.assert_array_equal(last[0], session.traces[2, -160:])
+
+
+def test_a_recording_off_the_rate_is_refused(tmp_path: Path) -> None:
+    recording = make_recording()
+    slow = dataclasses.replace(recording, timestamps_s=recording.timestamps_s * 1.5)
+    with pytest.raises(RecordingError, match="frame for frame"):
+        SessionReader(
+            write_session(slow, tmp_path / "s"),
+            split=split_by_time(recording, recipe=SignalRecipe(), train_trials=16),
+            recipe=SignalRecipe(),
+            rule=LabelRule(),
+        )

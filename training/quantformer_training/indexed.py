@@ -1,0 +1,282 @@
+"""Trials by index: what is known of every neuron-trial stays in memory, its window is cut from the trace store when asked.
+
+A row costs 9 bytes and its share of a few tables, so the 42 million neuron-trials of eleven Allen mice fit where their
+windows (27 GB) do not. Signal processing is `quantformer.signal`'s, as everywhere; a test holds gathered windows to those of
+`TrialReader`, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from quantformer.errors import RecordingError
+from quantformer.forecaster import CLIP
+from quantformer.labels import LabelRule
+from quantformer.signal import SignalRecipe, hold_missing, write_baseline
+from quantformer_training.examples import Examples, even, random_missing
+from quantformer_training.rows import Rows
+from quantformer_training.splits import Split
+from quantformer_training.store import StoredSession
+from quantformer_training.trials import Moments, TrialReader
+from quantformer_training.tuning import quantities
+
+#: Moments whose windows are in memory together while an index is made.
+_CHUNK = 64
+#: Rows of a drawn batch that share one draw of withheld frames.
+_SHARED_GAPS = 32
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class IndexedTrials:
+    """Trials of one session and part without their windows.
+
+    ``valid``, ``active`` bool and ``f0`` float64 are ``(n, neurons)``; ``values`` float32 ``(n, neurons, 9)`` is what tuning
+    regresses, in dF/F; ``f0_minimum`` ``(neurons,)`` the reader's; ``rejected`` counts what was left out, by reason.
+    """
+
+    session: StoredSession
+    moments: Moments
+    valid: NDArray[np.bool_]
+    active: NDArray[np.bool_]
+    f0: NDArray[np.float64]
+    values: NDArray[np.float32]
+    f0_minimum: NDArray[np.float64]
+    rejected: Mapping[str, int]
+
+
+class SessionReader:
+    """Makes indices of one stored session under one split.
+
+    Raises:
+        RecordingError: the session's rate would need interpolation, or as `TrialReader`.
+    """
+
+    def __init__(self, session: StoredSession, *, split: Split, recipe: SignalRecipe, rule: LabelRule) -> None:
+        self.session, self.split = session, split
+        self._reader = TrialReader(session, split=split, recipe=recipe, rule=rule)
+        if self._reader.interpolated:
+            raise RecordingError(
+                f"{session.name} runs at {session.rate_hz:.2f} Hz; a trace store takes 28.5 to 31.5 Hz, frame for frame: "
+                "use 'quantformer evaluate', which interpolates"
+            )
+
+    def read(self, moments: Moments, *, part: str) -> IndexedTrials:
+        """Index the moments whose whole window lies in ``part``."""
+        found = []
+        for start in range(0, max(len(moments), 1), _CHUNK):
+            index = np.arange(start, min(start + _CHUNK, len(moments)))
+            trials = self._reader.read(moments.select(index), part=part)
+            found.append((trials, quantities(trials, signal_scale=1.0).astype(np.float32)))
+        return IndexedTrials(
+            session=self.session,
+            moments=Moments.joined([trials.moments for trials, _ in found]),
+            valid=np.concatenate([trials.valid for trials, _ in found]),
+            active=np.concatenate([trials.active for trials, _ in found]),
+            f0=np.concatenate([trials.f0 for trials, _ in found]),
+            values=np.concatenate([values for _, values in found]),
+            f0_minimum=self._reader.f0_minimum,
+            rejected={reason: sum(trials.rejected[reason] for trials, _ in found) for reason in found[0][0].rejected},
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class IndexedPart:
+    """Trials of one session with what the networks are told of them.
+
+    ``neuron`` int64 ``(neurons,)`` and ``stimulus`` int64 ``(n,)`` are rows of the vocabulary; ``features`` ``(n, width)``;
+    ``tuning`` ``(n, neurons, 9)`` and ``population_tuning`` ``(n, 9)`` as in `Examples`.
+    """
+
+    trials: IndexedTrials
+    neuron: NDArray[np.int64]
+    stimulus: NDArray[np.int64]
+    features: NDArray[np.float32]
+    tuning: NDArray[np.float32]
+    population_tuning: NDArray[np.float32]
+
+
+class IndexedSource:
+    """Neuron-trials of one or several sessions, gathered by index; a `TrialSource`."""
+
+    def __init__(self, parts: Sequence[IndexedPart], *, signal_scale: float, recipe: SignalRecipe) -> None:
+        self.parts, self.signal_scale, self.recipe = tuple(parts), signal_scale, recipe
+        found = [np.nonzero(part.trials.valid) for part in self.parts]
+        self._rows = _Index(
+            part=np.repeat(np.arange(len(found), dtype=np.int16), [len(moment) for moment, _ in found]),
+            moment=np.concatenate([moment.astype(np.int32) for moment, _ in found]),
+            neuron=np.concatenate([neuron.astype(np.int32) for _, neuron in found]),
+        )
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def neurons(self) -> int:
+        """Neurons of the one session."""
+        if len(self.parts) != 1:
+            raise RecordingError(
+                f"whole trials were asked of {len(self.parts)} sessions together, whose neurons differ; ask one at a time"
+            )
+        return self.parts[0].trials.session.neurons
+
+    def draw(self, count: int, rng: np.random.Generator) -> Examples:
+        """About ``count`` random rows; leads and gaps are drawn for every 32 of them."""
+        index = rng.choice(len(self), min(count, len(self)), replace=False)
+        groups = -(-len(index) // _SHARED_GAPS)
+        missing = np.stack([random_missing(self.recipe, rng) for _ in range(groups)])
+        rows = self._rows.select(index)
+        examples, valid = self._examples(rows, missing=missing, together=_SHARED_GAPS)
+        return examples if valid.all() else examples.select(torch.from_numpy(np.flatnonzero(valid)))
+
+    def at_lead(self, lead: int, *, most: int | None = None) -> Examples:
+        """Every row, or an even choice of ``most``, with the last ``lead`` frames withheld."""
+        return self._examples(self._rows.select(even(len(self), most)), missing=self._withheld(lead))[0]
+
+    def batches(self, *, lead: int, size: int) -> Iterator[Examples]:
+        """Every row once, in order."""
+        for start in range(0, len(self), size):
+            index = np.arange(start, min(start + size, len(self)))
+            yield self._examples(self._rows.select(index), missing=self._withheld(lead))[0]
+
+    def draw_trials(self, count: int, rng: np.random.Generator) -> tuple[Examples, Tensor]:
+        """Random whole trials of about ``count`` rows; a lead and gaps are drawn for each trial."""
+        moments = len(self.parts[0].trials.moments)
+        wanted = min(moments, max(1, round(count / self.neurons)))
+        chosen = rng.choice(moments, wanted, replace=False)
+        return self._whole(chosen, missing=np.stack([random_missing(self.recipe, rng) for _ in chosen]))
+
+    def trial_batches(self, *, lead: int, size: int) -> Iterator[tuple[Examples, Tensor]]:
+        """Every trial once, in order."""
+        moments, step = len(self.parts[0].trials.moments), max(1, size // self.neurons)
+        for start in range(0, moments, step):
+            yield self._whole(np.arange(start, min(start + step, moments)), missing=self._withheld(lead))
+
+    def rows(self, *, most: int | None = None) -> Rows:
+        """The rows, or an even choice of ``most``, as plain arrays: what classical models learn from and scores need."""
+        index = self._rows.select(even(len(self), most))
+        cut = self._cut(index, missing=self._withheld(0))
+        offset, first = [], 0
+        for one in self.parts:
+            offset.append(first)
+            first += int(one.trials.moments.trial.max(initial=-1)) + 1
+        return Rows(
+            baseline=cut.baseline,
+            f0=cut.f0,
+            neuron=self._of(index, [one.neuron for one in self.parts], by="neuron"),
+            stimulus=self._of(index, [one.trials.moments.labels() for one in self.parts]),
+            trial=self._of(index, [one.trials.moments.trial + offset[i] for i, one in enumerate(self.parts)]),
+            active=cut.active,
+            response=cut.response,
+        )
+
+    def _withheld(self, lead: int) -> NDArray[np.bool_]:
+        missing = np.zeros((1, self.recipe.baseline_frames), bool)
+        missing[:, self.recipe.baseline_frames - lead :] = True
+        return missing
+
+    def _whole(self, chosen: NDArray[np.int64], *, missing: NDArray[np.bool_]) -> tuple[Examples, Tensor]:
+        index = _Index(
+            part=np.zeros(len(chosen) * self.neurons, np.int16),
+            moment=np.repeat(chosen, self.neurons).astype(np.int32),
+            neuron=np.tile(np.arange(self.neurons, dtype=np.int32), len(chosen)),
+        )
+        examples, valid = self._examples(index, missing=missing, together=self.neurons)
+        return examples, torch.from_numpy(valid)
+
+    def _of(
+        self, index: _Index, tables: Sequence[NDArray[Any]], *, by: Literal["moment", "neuron", "both"] = "moment"
+    ) -> NDArray[Any]:
+        """Each row's entry in its part's table."""
+        out = np.empty((len(index), *tables[0].shape[2 if by == "both" else 1 :]), tables[0].dtype)
+        for number, table in enumerate(tables):
+            here = index.part == number
+            moment, neuron = index.moment[here], index.neuron[here]
+            out[here] = table[moment, neuron] if by == "both" else table[moment if by == "moment" else neuron]
+        return out
+
+    def _cut(self, index: _Index, *, missing: NDArray[np.bool_], together: int | None = None) -> _Cut:
+        """Windows of rows; ``missing`` bool ``(groups, 96)`` is shared by every ``together`` consecutive rows."""
+        recipe = self.recipe
+        window = np.empty((len(index), recipe.window_frames), np.float32)
+        for number, one in enumerate(self.parts):
+            here = index.part == number
+            start = one.trials.moments.frame[index.moment[here]] - recipe.baseline_frames
+            neuron = index.neuron[here].astype(np.int64)
+            window[here] = one.trials.session.windows(neuron, start, frames=recipe.window_frames)
+        minimum = self._of(index, [one.trials.f0_minimum for one in self.parts], by="neuron")
+        valid = self._of(index, [one.trials.valid for one in self.parts], by="both")
+        before = window[:, : recipe.baseline_frames]
+        baseline = np.empty(before.shape, np.float32)
+        f0, _ = write_baseline(before.T, recipe=recipe, out=baseline, f0_minimum=minimum)
+        divisor = np.where(valid, f0, 1.0).astype(np.float32)[:, None]
+        with np.errstate(all="ignore"):
+            response = window[:, recipe.baseline_frames :] / divisor - np.float32(1.0)
+        given = baseline
+        if missing.any():
+            given = baseline.copy()
+            for group, gaps in enumerate(missing):
+                rows = slice(None) if together is None else slice(group * together, (group + 1) * together)
+                if gaps.any():
+                    held = hold_missing(before[rows].T, ~gaps)
+                    usable = write_baseline(
+                        held, recipe=recipe, out=given[rows], f0_minimum=minimum[rows], observed=~gaps
+                    )[1]
+                    valid[rows] &= usable
+        for array in (baseline, given, response):
+            array[~valid] = 0.0
+        active = self._of(index, [one.trials.active for one in self.parts], by="both") & valid
+        return _Cut(baseline=baseline, given=given, response=response, f0=f0, valid=valid, active=active)
+
+    def _examples(
+        self, index: _Index, *, missing: NDArray[np.bool_], together: int | None = None
+    ) -> tuple[Examples, NDArray[np.bool_]]:
+        cut = self._cut(index, missing=missing, together=together)
+        scale = np.float32(self.signal_scale)
+        whole = np.concatenate([cut.baseline, cut.response], axis=1)
+        examples = Examples(
+            baseline=torch.from_numpy(cut.given / scale).clamp(-CLIP, CLIP),
+            trace=torch.from_numpy(whole / scale).clamp(-CLIP, CLIP),
+            response=torch.from_numpy(cut.response),
+            active=torch.from_numpy(cut.active),
+            neuron=torch.from_numpy(self._of(index, [one.neuron for one in self.parts], by="neuron")),
+            features=torch.from_numpy(self._of(index, [one.features for one in self.parts])),
+            stimulus=torch.from_numpy(self._of(index, [one.stimulus for one in self.parts])),
+            tuning=torch.from_numpy(self._of(index, [one.tuning for one in self.parts], by="both")),
+            population_tuning=torch.from_numpy(self._of(index, [one.population_tuning for one in self.parts])),
+            moment=torch.from_numpy(index.moment.astype(np.int64)),
+        )
+        return examples, cut.valid
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Index:
+    """Rows as numbers of a part, a moment of that part, and a neuron of its session."""
+
+    part: NDArray[np.int16]
+    moment: NDArray[np.int32]
+    neuron: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def select(self, index: NDArray[np.int64]) -> _Index:
+        return _Index(part=self.part[index], moment=self.moment[index], neuron=self.neuron[index])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Cut:
+    """dF/F of rows: the whole baseline, the baseline as given (frames withheld), the response; zeros where invalid."""
+
+    baseline: NDArray[np.float32]
+    given: NDArray[np.float32]
+    response: NDArray[np.float32]
+    f0: NDArray[np.float64]
+    valid: NDArray[np.bool_]
+    active: NDArray[np.bool_]
