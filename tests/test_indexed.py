@@ -96,10 +96,9 @@ def test_drawn_rows_are_seeded_and_hide_frames(both: tuple[ExampleSource, Indexe
     same(one, again)
     assert not torch.equal(one.baseline, other.baseline)
     # The target is whole whatever was withheld; the input differs from it where frames were.
-    whole = {
-        (int(m), int(n)): trace
-        for m, n, trace in zip(*(getattr(source.at_lead(0), k) for k in ("moment", "neuron", "trace")), strict=True)
-    }
+    plain = source.at_lead(0)
+    columns = plain.moment.tolist(), plain.neuron.tolist(), plain.trace
+    whole = {(moment, neuron): trace for moment, neuron, trace in zip(*columns, strict=True)}
     for row in range(len(one)):
         key = int(one.moment[row]), int(one.neuron[row])
         assert torch.equal(one.trace[row], whole[key])

@@ -25,10 +25,10 @@ VALIDATION_LEADS = (0, 5)
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     """An epoch reads about ``rows_per_epoch`` neuron-trials, ``pseudo_per_real`` of them at pseudo-onsets for each at a
-    real onset; validation reads an even choice of ``validation_rows``. Ids are withheld from ``drop_ids`` of the rows, which trains the unknown vector, and the stimulus from
-    ``drop_stimulus`` of them. To the cross-entropy over codes ``decoded_weight`` adds the squared error of the decoded
-    response, and ``shape_weight`` one minus its correlation with what happened: most responses are small, and squared
-    error alone ignores their shape.
+    real onset; validation reads an even choice of ``validation_rows``. Ids are withheld from ``drop_ids`` of the rows,
+    which trains the unknown vector, and the stimulus from ``drop_stimulus`` of them. To the cross-entropy over codes
+    ``decoded_weight`` adds the squared error of the decoded response, and ``shape_weight`` one minus its correlation with
+    what happened: most responses are small, and squared error alone ignores their shape.
     """
 
     activation: LoopConfig

@@ -20,7 +20,6 @@ from quantformer.forecaster import CLIP
 from quantformer.labels import LabelRule
 from quantformer.losses import reconstruction_loss
 from quantformer.patches import to_patches
-from quantformer.recording import Recording
 from quantformer.signal import SignalRecipe
 from quantformer_training.loop import (
     LoopConfig,
@@ -32,6 +31,7 @@ from quantformer_training.loop import (
     save_checkpoint,
 )
 from quantformer_training.splits import Split
+from quantformer_training.store import Traced
 from quantformer_training.trials import Moments, TrialReader
 
 #: File of a pre-trained auto-encoder in its directory.
@@ -62,13 +62,13 @@ class Pretrained:
     result: LoopResult
 
 
-def whole(recording: Recording) -> Split:
+def whole(recording: Traced) -> Split:
     """Every frame may be learned from: for recordings on which nothing is tested."""
     return Split(train=((0, recording.frames),), validation=(), test=())
 
 
 def random_windows(
-    recording: Recording, *, split: Split, part: str, count: int, recipe: SignalRecipe, rule: LabelRule, seed: int
+    recording: Traced, *, split: Split, part: str, count: int, recipe: SignalRecipe, rule: LabelRule, seed: int
 ) -> Windows:
     """About ``count`` windows at random moments of a part, of random neurons.
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -180,7 +181,8 @@ def open_session(directory: Path) -> StoredSession:
         traces = np.load(directory / "traces.npy", mmap_mode="r", allow_pickle=False)
         stamps = np.load(directory / "timestamps.npy", allow_pickle=False)
         running = directory / "running.npy"
-        with np.load(directory / "stimuli.npz", allow_pickle=False) as saved:
+        # Opened here: numpy leaves the file open where the archive is damaged.
+        with (directory / "stimuli.npz").open("rb") as file, np.load(file, allow_pickle=False) as saved:
             columns: Mapping[str, NDArray[np.float64]] = {name: saved[name] for name in saved.files}
         if traces.dtype != np.float32 or traces.shape != (len(facts["neuron_ids"]), len(stamps)):
             raise DataError(f"{directory}: traces of shape {traces.shape} {traces.dtype} for {len(stamps)} frames")
@@ -209,7 +211,7 @@ def open_session(directory: Path) -> StoredSession:
         )
     except DataError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
         raise DataError(
             f"{directory} is not a stored session, or damaged ({type(error).__name__}: {error}); remove it to rebuild it"
         ) from error
