@@ -67,7 +67,7 @@ class TrainedModel:
             frames = self.forecaster.config.response_frames
             none = np.zeros(0, np.float32)
             return Prediction(logit=none, response=np.zeros((0, frames), np.float32), spread=none)
-        asked = _without_stimulus(examples) if denied else examples
+        asked = without_stimulus(examples) if denied else examples
         parts = [self._predict(asked.select(rows)) for rows in in_batches(torch.arange(len(examples)), 2048)]
         return Prediction(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
@@ -211,18 +211,24 @@ def _batches(
     rows = Examples.joined(drawn)
     unknown = torch.from_numpy(rng.random(len(rows)) < config.drop_ids)
     denied = torch.from_numpy(rng.random(len(rows)) < config.drop_stimulus)
-    rows = replace(
+    rows = withheld(rows, unknown=unknown, denied=denied)
+    for index in in_batches(torch.from_numpy(rng.permutation(len(rows))), config.batch):
+        yield rows.select(index)
+
+
+def withheld(rows: Examples, *, unknown: Tensor, denied: Tensor) -> Examples:
+    """The rows without their neuron's id where ``unknown``, and without their stimulus where ``denied``, bool ``[B]``."""
+    return replace(
         rows,
         neuron=torch.where(unknown, UNKNOWN, rows.neuron),
         stimulus=torch.where(denied, UNKNOWN, rows.stimulus),
         features=torch.where(denied[:, None], 0.0, rows.features),
         tuning=torch.where(denied[:, None], 0.0, torch.where(unknown[:, None], rows.population_tuning, rows.tuning)),
     )
-    for index in in_batches(torch.from_numpy(rng.permutation(len(rows))), config.batch):
-        yield rows.select(index)
 
 
-def _without_stimulus(rows: Examples) -> Examples:
+def without_stimulus(rows: Examples) -> Examples:
+    """The rows as they are asked of a model that is denied the stimulus."""
     return replace(
         rows,
         stimulus=torch.full_like(rows.stimulus, UNKNOWN),
