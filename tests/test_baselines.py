@@ -13,17 +13,25 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from quantformer.errors import DataError
-from quantformer.metrics import score_activation, score_forecast
+from quantformer.metrics import log_loss, score_activation, score_forecast
+from quantformer_training import baselines
 from quantformer_training.baselines import (
     ACTIVATION_BASELINES,
     FORECAST_BASELINES,
+    POPULATION_BASELINES,
     BaseRate,
     BoostedTrees,
+    BoostedTreesPopulation,
     Logistic,
+    LogisticPopulation,
     NeuronStimulusMean,
     NeuronStimulusRate,
     RidgeForecast,
+    RidgePopulation,
+    activation_baselines,
+    forecast_baselines,
 )
+from quantformer_training.features import F0_LIMIT, UsualF0
 from quantformer_training.means import ShrunkMeans, out_of_fold
 from quantformer_training.rows import Rows
 
@@ -40,14 +48,17 @@ def simulated(*, trials: int, neurons: int, seed: int, stimuli: int = 4, known: 
     active = rng.random(len(logit)) < 1 / (1 + np.exp(-logit))
     shape = np.exp(-np.arange(64) / 20.0)
     response = active[:, None] * shape + rng.normal(0, 0.1, (len(logit), 64))
+    f0 = np.exp(rng.normal(4.6, 0.2, len(logit)))
+    context = rng.normal(0, 1, (len(logit), 3))
     return Rows(
         baseline=baseline.astype(np.float32),
-        f0=np.full(len(logit), 100.0),
+        f0=f0,
         neuron=neuron,
         stimulus=stimulus,
         trial=np.repeat(np.arange(trials), neurons),
         active=active,
         response=response.astype(np.float32),
+        context=context.astype(np.float32),
     )
 
 
@@ -78,6 +89,8 @@ def gratings(path: Path) -> Rows:
         ({"active": np.zeros(4)}, "expected .* booleans"),
         ({"neuron": np.zeros(4)}, "expected .* integers"),
         ({"f0": np.zeros(5)}, r"f0 has shape \(5,\)"),
+        ({"context": np.zeros((3, 2), np.float32)}, r"context has shape \(3, 2\)"),
+        ({"context": np.full((4, 2), np.nan, np.float32)}, "context of 4 of 4 rows is not finite"),
     ],
 )
 def test_rows_say_what_is_wrong(changes: dict[str, Any], message: str) -> None:
@@ -104,6 +117,102 @@ def test_folds_are_blocks_of_whole_trials(trial: list[int], count: int) -> None:
     order = np.argsort(trial, kind="stable")
     assert (np.diff(fold[order]) >= 0).all()
     assert all(len(set(fold[np.array(trial) == t].tolist())) == 1 for t in trial)
+
+
+def test_each_recording_is_cut_into_blocks_of_its_own() -> None:
+    # Blocks of all trials together would hold whole recordings, and no neuron would be known from the other blocks.
+    parts = [simulated(trials=n, neurons=k, seed=n) for n, k in ((40, 3), (10, 2), (5, 4))]
+    shifted = [
+        replace(part, trial=part.trial + 1000 * number, neuron=part.neuron + 100 * number)
+        for number, part in enumerate(parts)
+    ]
+    rows = Rows.joined(shifted)
+    fold = rows.trial_folds(5)
+    for number, part in enumerate(parts):
+        assert np.array_equal(fold[rows.neuron // 100 == number], part.trial_folds(5))
+    assert np.array_equal(np.bincount(fold, minlength=5), [8 * 3 + 2 * 2 + 4] * 5)
+
+
+def test_rows_are_joined_with_their_context_or_not_at_all() -> None:
+    first, second = simulated(trials=3, neurons=2, seed=0), simulated(trials=2, neurons=2, seed=1)
+    joined = Rows.joined([first, second])
+    assert joined.context is not None
+    assert second.context is not None
+    assert np.array_equal(joined.context[6:], second.context)
+    assert np.array_equal(joined.response[:6], first.response)
+    bare = [replace(part, context=None) for part in (first, second)]
+    assert Rows.joined(bare).context is None
+    assert bare[0].select(np.arange(2)).context is None
+    with pytest.raises(DataError, match="1 of 2 sets of rows have a context"):
+        Rows.joined([first, bare[1]])
+    with pytest.raises(DataError, match="at least one set"):
+        Rows.joined([])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.floats(1.0, 1e6)), min_size=1, max_size=30))
+def test_the_usual_f0_is_the_median_of_training(values: list[tuple[int, float]]) -> None:
+    size = len(values)
+    rows = simulated(trials=size, neurons=1, seed=0)
+    rows = replace(rows, neuron=np.array([n for n, _ in values]), f0=np.array([f for _, f in values]))
+    made = UsualF0.fit(rows).features(rows)
+    usual = np.array([np.median(rows.f0[rows.neuron == n]) for n in rows.neuron])
+    assert made[:, 0] == pytest.approx(np.clip(np.log(rows.f0 / usual), -F0_LIMIT, F0_LIMIT))
+    assert made[:, 1] == pytest.approx(np.clip(usual / rows.f0 - 1.0, -F0_LIMIT, F0_LIMIT))
+    stranger = replace(rows, neuron=rows.neuron + 50)
+    assert (UsualF0.fit(rows).features(stranger) == 0).all()
+    assert (UsualF0.fit(rows).features(replace(rows, f0=np.zeros(size))) == 0).all()
+
+
+def test_the_usual_f0_tells_a_regression_of_the_return_to_it() -> None:
+    # The response is the return to the neuron's usual level and nothing else: dF/F of usual / F0 - 1.
+    train, test = (
+        replace(rows, response=np.repeat(100.0 / rows.f0 - 1.0, 64).reshape(-1, 64).astype(np.float32))
+        for rows in (simulated(trials=60, neurons=4, seed=s) for s in (1, 2))
+    )
+    found = RidgeForecast().fit(train).predict(test)
+    assert np.square(found - test.response).mean() < 0.02 * test.response.var()
+    blind = RidgeForecast().fit(replace(train, f0=np.ones(len(train)))).predict(replace(test, f0=np.ones(len(test))))
+    assert np.square(blind - test.response).mean() > 0.5 * test.response.var()
+
+
+def test_population_baselines_need_a_context_and_use_it() -> None:
+    train, test = simulated(trials=120, neurons=5, seed=1), simulated(trials=120, neurons=5, seed=2)
+
+    def told(rows: Rows) -> Rows:
+        # The label is in the context alone, so only those who read it can tell.
+        context = np.where(rows.active, 1.0, -1.0)[:, None] + np.random.default_rng(0).normal(0, 1, (len(rows), 2))
+        return replace(rows, context=context.astype(np.float32))
+
+    train, test = told(train), told(test)
+    for blind, seeing in ((Logistic, LogisticPopulation), (BoostedTrees, BoostedTreesPopulation)):
+        losses = [log_loss(kind().fit(train).predict(test), test.active) for kind in (blind, seeing)]
+        assert losses[1] < 0.7 * losses[0]
+    errors = [
+        np.square(kind().fit(train).predict(test) - test.response).mean() for kind in (RidgeForecast, RidgePopulation)
+    ]
+    assert errors[1] < 0.9 * errors[0]
+    bare = replace(train, context=None)
+    with pytest.raises(DataError, match=r"no context; make it with Population\.context"):
+        LogisticPopulation().fit(bare)
+    assert set(activation_baselines(bare)) == set(ACTIVATION_BASELINES) - POPULATION_BASELINES
+    assert set(forecast_baselines(bare)) == set(FORECAST_BASELINES) - POPULATION_BASELINES
+    assert set(activation_baselines(train)) == set(ACTIVATION_BASELINES)
+    assert set(forecast_baselines(train)) == set(FORECAST_BASELINES)
+
+
+def test_many_rows_are_fitted_on_a_seeded_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, test = simulated(trials=100, neurons=8, seed=3), simulated(trials=40, neurons=8, seed=4)
+    whole = Logistic().fit(train).predict(test)
+    monkeypatch.setattr(baselines, "MOST_ROWS", 200)
+    some = Logistic().fit(train)
+    assert np.array_equal(some.predict(test), Logistic().fit(train).predict(test))
+    assert not np.array_equal(some.predict(test), whole)
+    assert log_loss(some.predict(test), test.active) < log_loss(BaseRate().fit(train).predict(test), test.active)
+    # Rates are of all rows all the same.
+    assert some._known.means.neuron_means == pytest.approx(BaseRate().fit(train)._means.neuron_means)
+    drawn = baselines._chosen(1000)
+    assert (drawn.sum(), len(drawn)) == (200, 1000)
 
 
 def test_means_are_shrunk_by_the_stated_amounts() -> None:
@@ -137,6 +246,8 @@ def test_features_of_training_rows_come_from_other_trials() -> None:
     after = out_of_fold(flipped, values=values, folds=5)
     assert np.array_equal(before[fold == 2], after[fold == 2])
     assert not np.array_equal(before[fold != 2], after[fold != 2])
+    some = np.arange(len(rows)) % 3 == 0
+    assert np.array_equal(out_of_fold(rows, values=values, folds=5, chosen=some), before[some])
 
 
 @pytest.mark.parametrize("name", [*ACTIVATION_BASELINES, *FORECAST_BASELINES])
@@ -208,8 +319,8 @@ def test_figures_of_the_real_gratings(shared_data: Path) -> None:
     train, test = rows.select(rows.trial < 53), rows.select(rows.trial >= 53)
     assert len(test) == 540
     found = {}
-    for name, make in ACTIVATION_BASELINES.items():
-        score = score_activation(make().fit(train).predict(test), test.active, neuron=test.neuron)
+    for name, fitted in activation_baselines(train).items():
+        score = score_activation(fitted.predict(test), test.active, neuron=test.neuron)
         assert score.auroc_within_neuron_groups == 14
         found[name] = score.auroc, score.auroc_within_neuron, score.brier
     assert found["base_rate"] == pytest.approx((0.764, 0.500, 0.1092), abs=5e-4)
@@ -222,8 +333,8 @@ def test_figures_of_the_real_gratings(shared_data: Path) -> None:
         assert found[name][2] < brier + 0.001
 
     forecast = {}
-    for name, maker in FORECAST_BASELINES.items():
-        trace = score_forecast(maker().fit(train).predict(test), test.response, neuron=test.neuron)
+    for name, tracer in forecast_baselines(train).items():
+        trace = score_forecast(tracer.predict(test), test.response, neuron=test.neuron)
         forecast[name] = trace.r, trace.mse
     assert forecast["neuron_mean"] == pytest.approx((0.156, 0.0592), abs=5e-4)
     assert forecast["neuron_stimulus_mean"] == pytest.approx((0.132, 0.0575), abs=1.5e-3)

@@ -1,14 +1,16 @@
 """Simple predictors that a network has to beat, each fitted on training rows only.
 
-Every baseline has ``fit(train)``, which returns itself, and ``predict(rows)``, which reads only the baseline, the neuron
-and the stimulus of the rows asked about. Rates and mean responses that enter a regression as features come, for training
-rows, from the other blocks of trials (`out_of_fold`); its setting is chosen over the same blocks.
+Every baseline has ``fit(train)``, which returns itself, and ``predict(rows)``, which reads only the baseline, its F0, the
+neuron, the stimulus and, in the ``_population`` ones, the context of the rows asked about. Rates and mean responses that
+enter a regression as features come, for training rows, from the other blocks of trials (`out_of_fold`); its setting is
+chosen over the same blocks. One budget for all regressions: at most `MOST_ROWS` rows and six settings.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol, Self
 
@@ -20,13 +22,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from quantformer.metrics import log_loss, squared_error
+from quantformer_training.features import UsualF0, baseline_features, context_features
 from quantformer_training.means import ShrunkMeans, out_of_fold
 from quantformer_training.rows import Rows
 
-#: Bins of the baseline and frames of its end that enter the regressions.
-BASELINE_BINS, END_FRAMES = 8, 5
 #: Blocks of consecutive training trials for features out of fold and for choosing a regularisation.
 FOLDS = 5
+#: Of more training rows a regression is fitted on a seeded choice of this many; rates and means are over all of them.
+MOST_ROWS = 60_000
 
 Floats = NDArray[np.float64]
 #: A fitted regression: features ``(rows, columns)`` to predictions ``(rows, ...)``.
@@ -63,16 +66,6 @@ def _rates(rows: Rows) -> Floats:
 
 def _responses(rows: Rows) -> Floats:
     return rows.response.astype(np.float64)
-
-
-def baseline_features(rows: Rows) -> Floats:
-    """What a regression sees of the baseline ``(rows, 10)``: means of 8 equal bins, spread, and mean of the last 5 frames.
-
-    dF/F is already relative to F0, so the last of them is the ratio of the end to F0, less one.
-    """
-    baseline = rows.baseline.astype(np.float64)
-    bins = [part.mean(axis=1) for part in np.array_split(baseline, BASELINE_BINS, axis=1)]
-    return np.stack([*bins, baseline.std(axis=1), baseline[:, -END_FRAMES:].mean(axis=1)], axis=1)
 
 
 class BaseRate:
@@ -133,10 +126,21 @@ def _classify(classifier: Any, features: Floats, active: NDArray[np.bool_]) -> M
     return lambda asked: np.asarray(fitted.predict_proba(asked)[:, 1] if len(asked) else [], dtype=np.float64)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Known:
+    """What training rows say of each neuron."""
+
+    means: ShrunkMeans
+    usual: UsualF0
+
+
 class _Tuned(ABC):
-    """A regression on the baseline's features and both shrunk means, its setting chosen over blocks of training trials."""
+    """A regression on the baseline's features, F0 against the neuron's usual one and both shrunk means; its setting is chosen
+    over blocks of training trials. With ``population`` it also sees the rows' context.
+    """
 
     settings: tuple[Any, ...]
+    population = False
 
     @staticmethod
     @abstractmethod
@@ -154,30 +158,48 @@ class _Tuned(ABC):
         """Mean loss of predictions."""
 
     def fit(self, train: Rows) -> Self:
-        """Choose the setting, then fit on all training rows."""
-        fold = train.trial_folds(FOLDS)
+        """Choose the setting, then fit on all training rows, or on `MOST_ROWS` of them."""
+        fold, chosen = train.trial_folds(FOLDS), _chosen(len(train))
         losses = np.zeros(len(self.settings))
         for block in range(int(fold.max(initial=-1)) + 1):
-            rest, held = train.select(fold != block), train.select(fold == block)
-            if not len(rest):
+            held, rest = (fold == block) & chosen, fold != block
+            if not rest.any() or not held.any():
                 continue
-            features, asked = self._own(rest), self._asked(held, ShrunkMeans.fit(self._values(rest), rows=rest))
+            features, rows = self._own(train.select(rest), chosen[rest])
+            asked, scored = self._asked(train.select(held), self._know(train.select(rest))), train.select(held)
             for index, setting in enumerate(self.settings):
-                losses[index] += len(held) * self._loss(self._train(setting, features, rest)(asked), held)
-        self._means = ShrunkMeans.fit(self._values(train), rows=train)
+                losses[index] += len(scored) * self._loss(self._train(setting, features, rows)(asked), scored)
+        self._known = self._know(train)
         self.setting = self.settings[int(losses.argmin())]
-        self._model = self._train(self.setting, self._own(train), train)
+        self._model = self._train(self.setting, *self._own(train, chosen))
         return self
 
     def _predict(self, rows: Rows) -> Floats:
-        return self._model(self._asked(rows, self._means))
+        return self._model(self._asked(rows, self._known))
 
-    @staticmethod
-    def _asked(rows: Rows, means: ShrunkMeans) -> Floats:
-        return np.concatenate([baseline_features(rows), means.features(rows)], axis=1)
+    def _know(self, rows: Rows) -> _Known:
+        return _Known(means=ShrunkMeans.fit(self._values(rows), rows=rows), usual=UsualF0.fit(rows))
 
-    def _own(self, rows: Rows) -> Floats:
-        return np.concatenate([baseline_features(rows), out_of_fold(rows, values=self._values, folds=FOLDS)], axis=1)
+    def _asked(self, rows: Rows, known: _Known) -> Floats:
+        return np.concatenate([self._plain(rows, known.usual), known.means.features(rows)], axis=1)
+
+    def _own(self, rows: Rows, chosen: NDArray[np.bool_]) -> tuple[Floats, Rows]:
+        """Features of the chosen training rows, and those rows."""
+        means = out_of_fold(rows, values=self._values, folds=FOLDS, chosen=chosen)
+        usual, rows = UsualF0.fit(rows), rows.select(chosen)
+        return np.concatenate([self._plain(rows, usual), means], axis=1), rows
+
+    def _plain(self, rows: Rows, usual: UsualF0) -> Floats:
+        columns = [baseline_features(rows), usual.features(rows)]
+        return np.concatenate([*columns, context_features(rows)] if self.population else columns, axis=1)
+
+
+def _chosen(rows: int) -> NDArray[np.bool_]:
+    """Which rows a regression is fitted on: all, or a seeded `MOST_ROWS` of them."""
+    chosen = np.ones(rows, bool)
+    if rows > MOST_ROWS:
+        chosen[np.random.default_rng(0).choice(rows, rows - MOST_ROWS, replace=False)] = False
+    return chosen
 
 
 class _TunedClassifier(_Tuned):
@@ -195,7 +217,7 @@ class _TunedClassifier(_Tuned):
 class Logistic(_TunedClassifier):
     """Logistic regression; a setting is the inverse strength of its penalty."""
 
-    title = "logistic regression: binned baseline, its spread and end, both rates"
+    title = "logistic regression: binned baseline, its spread and end, F0, both rates"
     settings = (0.01, 0.1, 1.0, 10.0)
 
     @staticmethod
@@ -206,7 +228,7 @@ class Logistic(_TunedClassifier):
 class BoostedTrees(_TunedClassifier):
     """Gradient-boosted trees; a setting is their number and the leaves of each."""
 
-    title = "boosted trees: binned baseline, its spread and end, both rates"
+    title = "boosted trees: binned baseline, its spread and end, F0, both rates"
     settings = ((40, 4), (40, 8), (120, 4), (120, 8))
 
     @staticmethod
@@ -216,6 +238,20 @@ class BoostedTrees(_TunedClassifier):
             max_iter=trees, max_leaf_nodes=leaves, learning_rate=0.05, early_stopping=False, random_state=0
         )
         return _classify(classifier, features, rows.active)
+
+
+class LogisticPopulation(Logistic):
+    """`Logistic` that also sees the context."""
+
+    title = "logistic regression, also on the population's mean and components and on running"
+    population = True
+
+
+class BoostedTreesPopulation(BoostedTrees):
+    """`BoostedTrees` that also see the context."""
+
+    title = "boosted trees, also on the population's mean and components and on running"
+    population = True
 
 
 class Zero:
@@ -281,7 +317,7 @@ class NeuronStimulusMean:
 class RidgeForecast(_Tuned):
     """Ridge regression of the whole trace; a setting is its penalty."""
 
-    title = "ridge on baseline and mean responses"
+    title = "ridge on baseline, F0 and mean responses"
     settings = (0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)
     _values = staticmethod(_responses)
 
@@ -296,11 +332,18 @@ class RidgeForecast(_Tuned):
 
     def predict(self, rows: Rows) -> NDArray[np.float32]:
         """Traces ``(rows, frames)``."""
-        frames = len(self._means.population)
+        frames = len(self._known.means.population)
         return self._predict(rows).astype(np.float32) if len(rows) else np.zeros((0, frames), np.float32)
 
 
-#: Every baseline by the key that reports use.
+class RidgePopulation(RidgeForecast):
+    """`RidgeForecast` that also sees the context."""
+
+    title = "ridge, also on the population's mean and components and on running"
+    population = True
+
+
+#: Every baseline by the key that reports use. Those of `POPULATION_BASELINES` need rows that have a context.
 ACTIVATION_BASELINES: Mapping[str, Callable[[], ActivationBaseline]] = MappingProxyType(
     {
         "base_rate": BaseRate,
@@ -308,6 +351,8 @@ ACTIVATION_BASELINES: Mapping[str, Callable[[], ActivationBaseline]] = MappingPr
         "last_frames": LastFrames,
         "boosted_trees": BoostedTrees,
         "logistic": Logistic,
+        "trees_population": BoostedTreesPopulation,
+        "logistic_population": LogisticPopulation,
     }
 )
 FORECAST_BASELINES: Mapping[str, Callable[[], ForecastBaseline]] = MappingProxyType(
@@ -317,5 +362,21 @@ FORECAST_BASELINES: Mapping[str, Callable[[], ForecastBaseline]] = MappingProxyT
         "neuron_mean": NeuronMean,
         "neuron_stimulus_mean": NeuronStimulusMean,
         "ridge": RidgeForecast,
+        "ridge_population": RidgePopulation,
     }
 )
+POPULATION_BASELINES = frozenset({"trees_population", "logistic_population", "ridge_population"})
+
+
+def activation_baselines(train: Rows) -> dict[str, ActivationBaseline]:
+    """Every activation baseline that these training rows suffice for, fitted on them."""
+    return {key: make().fit(train) for key, make in ACTIVATION_BASELINES.items() if _suffices(train, key)}
+
+
+def forecast_baselines(train: Rows) -> dict[str, ForecastBaseline]:
+    """Every forecast baseline that these training rows suffice for, fitted on them."""
+    return {key: make().fit(train) for key, make in FORECAST_BASELINES.items() if _suffices(train, key)}
+
+
+def _suffices(train: Rows, key: str) -> bool:
+    return train.context is not None or key not in POPULATION_BASELINES

@@ -26,9 +26,10 @@ from quantformer.metrics import (
 )
 from quantformer_training.baselines import (
     ACTIVATION_BASELINES,
-    FORECAST_BASELINES,
     ActivationBaseline,
     ForecastBaseline,
+    activation_baselines,
+    forecast_baselines,
 )
 from quantformer_training.bootstrap import PairedDifference, compare
 from quantformer_training.resampled_metrics import ACTIVATION_METRICS, FORECAST_METRICS
@@ -61,13 +62,10 @@ class Baselines:
 
     @classmethod
     def fit(cls, train: Rows) -> Baselines:
-        """Fit all of them."""
+        """Fit all of them; those that read the context only where the rows have one."""
         # So small that threads only wait for each other: twenty times slower where another program wants a core.
         with threadpool_limits(limits=1):
-            return cls(
-                activation={key: make().fit(train) for key, make in ACTIVATION_BASELINES.items()},
-                forecast={key: make().fit(train) for key, make in FORECAST_BASELINES.items()},
-            )
+            return cls(activation=activation_baselines(train), forecast=forecast_baselines(train))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

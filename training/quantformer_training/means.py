@@ -97,16 +97,20 @@ def _find(wanted: NDArray[np.integer], labels: Labels) -> tuple[NDArray[np.intp]
     return index, labels[index] == wanted
 
 
-def out_of_fold(rows: Rows, *, values: Callable[[Rows], Floats], folds: int) -> Floats:
+def out_of_fold(
+    rows: Rows, *, values: Callable[[Rows], Floats], folds: int, chosen: NDArray[np.bool_] | None = None
+) -> Floats:
     """`ShrunkMeans.features` of training rows, each from the other blocks of trials (in-sample for a single trial).
 
     In-sample means would leak the label into a regression on them. So would leaving out only the row itself: a neuron's
-    rate is then lower exactly on its active trials, which boosted trees find.
+    rate is then lower exactly on its active trials, which boosted trees find. With ``chosen`` ``(rows,)`` the features are
+    those of the chosen rows alone, from the means of all.
     """
     fold = rows.trial_folds(folds)
-    features = ShrunkMeans.fit(values(rows), rows=rows).features(rows)
+    chosen = np.ones(len(rows), bool) if chosen is None else chosen
+    features = ShrunkMeans.fit(values(rows), rows=rows).features(rows.select(chosen))
     for block in range(int(fold.max()) + 1):
-        rest, held = rows.select(fold != block), rows.select(fold == block)
+        rest, held = rows.select(fold != block), rows.select((fold == block) & chosen)
         if len(rest):
-            features[fold == block] = ShrunkMeans.fit(values(rest), rows=rest).features(held)
+            features[fold[chosen] == block] = ShrunkMeans.fit(values(rest), rows=rest).features(held)
     return features

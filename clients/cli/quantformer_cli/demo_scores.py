@@ -226,5 +226,4 @@ def _known(parts: Mapping[str, Trials]) -> list[Trials]:
 
 
 def _concatenated(trials: list[Trials]) -> Rows:
-    rows = [rows_of(one) for one in trials if len(one.moments)]
-    return Rows(**{name: np.concatenate([getattr(one, name) for one in rows]) for name in vars(rows[0])})
+    return Rows.joined([rows_of(one) for one in trials if len(one.moments)])
