@@ -16,7 +16,7 @@ OUTSIDE = {
     "quantformer": {"numpy", "msgspec", "safetensors", "torch"},
     "quantformer_training": {
         "numpy", "torch", "onnx", "onnxscript", "onnxruntime", "safetensors", "scipy", "sklearn", "threadpoolctl",
-        "h5py", "matplotlib", "rich",
+        "h5py", "matplotlib", "rich", "ray",
     },
     "quantformer_service": {
         "numpy", "msgspec", "zmq", "httpx", "rich", "onnxruntime", "fastapi", "starlette", "uvicorn", "websockets",
