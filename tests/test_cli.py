@@ -19,7 +19,7 @@ from quantformer import __version__
 from quantformer_cli.main import VERBS
 
 HOUSE = Path(__file__).resolve().parents[1] / "clients" / "cli" / "quantformer_cli"
-PRESENT = [verb for verb in VERBS if (HOUSE / f"{verb}.py").is_file()]
+PRESENT = [verb for verb in VERBS if (HOUSE / f"{verb.replace('-', '_')}.py").is_file()]
 
 
 def error_line(done: subprocess.CompletedProcess[str]) -> str:

@@ -25,10 +25,11 @@ from typing import NoReturn
 from quantformer import __version__
 from quantformer.errors import MissingExtraError, QuantformerError, UsageError
 
-#: Every verb with its line of help; the module of the same name is imported when the verb is asked for.
+#: Every verb with its line of help; the module of the same name (`module_name`) is imported when the verb is asked for.
 VERBS: Mapping[str, str] = {
     "demo": "train, serve and trigger on a simulated or real recording, live, with a report",
     "inspect": "print what is in a recording",
+    "fetch-allen": "fetch the paper's Allen recordings, or others of that collection",
     "pretrain": "pre-train on recordings without labels",
     "evaluate": "score a model against the simple baselines",
     "serve": "run the real-time service on a bundle",
@@ -145,7 +146,7 @@ def _run(arguments: Sequence[str]) -> int:
     if not verb.startswith("-") and verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0.0)[0]
         raise UsageError(f"{verb!r} is not a verb; the nearest is {near!r} ('quantformer --help' lists all)")
-    module = None if verb.startswith("-") else importlib.import_module(f"quantformer_cli.{verb}")
+    module = None if verb.startswith("-") else importlib.import_module(module_name(verb))
     common, rest = _common_parser().parse_known_args(arguments)
     args = _top_parser(module).parse_args(rest)
     if module is None:
@@ -163,6 +164,11 @@ def _run(arguments: Sequence[str]) -> int:
     logging.captureWarnings(True)
     status: int = module.run(args)
     return status
+
+
+def module_name(verb: str) -> str:
+    """The module of a verb: a hyphen, which no module's name can hold, becomes an underscore."""
+    return f"quantformer_cli.{verb.replace('-', '_')}"
 
 
 def _common_parser() -> Parser:
@@ -190,7 +196,7 @@ def _top_parser(module: ModuleType | None) -> Parser:
     top.add_argument("--version", action="version", version=f"quantformer {__version__}")
     subparsers = top.add_subparsers(dest="verb", metavar="VERB", title="verbs", required=True)
     for verb, summary in VERBS.items():
-        if module is not None and module.__name__ == f"quantformer_cli.{verb}":
+        if module is not None and module.__name__ == module_name(verb):
             module.add_parser(subparsers)
         else:
             subparsers.add_parser(verb, help=summary, add_help=False)
