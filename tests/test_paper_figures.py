@@ -9,7 +9,7 @@ from dataclasses import fields
 import pytest
 
 from quantformer.metrics import ActivationScores, ForecastScores
-from quantformer_training.paper_figures import PAPER_STIMULI, PAPER_TABLES, PaperValue
+from quantformer_training.paper_figures import PAPER_STIMULI, PAPER_TABLES, PAPER_TITLES, PaperValue
 
 #: Not a score yet where `ForecastScores` has none.
 MEAN_ABSOLUTE_ERRORS = {"mae", "normalised_mae"}
@@ -84,3 +84,8 @@ def test_the_protocol_adds_up_to_the_printed_totals() -> None:
     assert sum(stimulus.signals for stimulus in found) == 236_808
     assert sum(stimulus.minutes_per_epoch for stimulus in found) == pytest.approx(6.07)
     assert all(stimulus.signals == stimulus.mice * stimulus.trials for stimulus in found)
+
+
+def test_every_row_has_a_title_of_its_own() -> None:
+    assert PAPER_TITLES.keys() == {row for _, row, _, _ in values()}
+    assert len(set(PAPER_TITLES.values())) == len(PAPER_TITLES)

@@ -229,6 +229,28 @@ PAPER_TABLES: Mapping[str, PaperTable] = MappingProxyType(
     }
 )
 
+#: The paper's rows, for people.
+PAPER_TITLES: Mapping[str, str] = MappingProxyType(
+    {
+        "quantformer": "QuantFormer",
+        "crossformer": "Crossformer",
+        "brainlm": "BrainLM",
+        "brainlm_finetuned": "BrainLM, fine-tuned",
+        "informer": "Informer",
+        "autoformer": "Autoformer",
+        "lstm": "LSTM",
+        "mean": "mean signal",
+        "quantformer/baseline": "encoder from scratch",
+        "quantformer/learnable_tokens": "+ learnable tokens",
+        "quantformer/autoencoder": "+ auto-encoder",
+        "quantformer/quantization": "+ quantisation",
+        "quantformer/subjects": "mice left out",
+        "quantformer/stimuli": "stimuli left out",
+        **{f"quantformer/{name}={value}": f"{name.upper() if name == 'k' else name} = {value}"
+           for name, values in (("k", (4, 8, 16, 32, 64, 128, 256, 512)), ("d", (64, 128, 256, 512))) for value in values},
+    }
+)  # fmt: skip
+
 #: Table A-1, by our names of the categories. 241 neurons a mouse on average, with a standard deviation of 63.
 PAPER_STIMULI: Mapping[str, PaperStimulus] = MappingProxyType(
     {

@@ -114,7 +114,7 @@ def render(report: Report) -> str:
     """The whole page."""
     tiles = "".join(f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for name, value in report.tiles)
     sections = "".join(
-        f"<section><h2>{escape(section.title)}</h2>{''.join(_part(part) for part in section.parts)}</section>"
+        f"<section><h2>{escape(section.title)}</h2>{''.join(part_html(part) for part in section.parts)}</section>"
         for section in report.sections
     )
     return (
@@ -135,10 +135,15 @@ def write_report(path: Path, report: Report) -> None:
     Raises:
         DataError: the file cannot be written.
     """
+    write_page(path, render(report))
+
+
+def write_page(path: Path, html: str) -> None:
+    """Write a page that is already rendered, as `write_report`."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(render(report), encoding="utf-8", errors="backslashreplace")
+        aside.write_text(html, encoding="utf-8", errors="backslashreplace")
         aside.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -146,7 +151,8 @@ def write_report(path: Path, report: Report) -> None:
         raise DataError(f"the report cannot be written to {path}: {error.strerror}; choose another file") from None
 
 
-def _part(part: Text | Facts | Table | Picture) -> str:
+def part_html(part: Text | Facts | Table | Picture) -> str:
+    """One part of a page, escaped."""
     if isinstance(part, Text):
         return f"<p>{escape(part.text)}</p>"
     if isinstance(part, Facts):
