@@ -70,9 +70,28 @@ def test_running_speed_is_the_last_known_at_each_frame(session: Recording) -> No
     speed = session.running_speed_cm_s
     assert speed is not None
     clock = session.timestamps_s
-    assert np.isnan(speed[clock < 9.0]).all()
-    known = clock >= 9.0
-    np.testing.assert_array_equal(speed[known], np.minimum(np.floor((clock[known] - 9.0) / 2.0), 49))
+    known = (clock >= 9.0) & (clock <= 107.0)
+    assert clock[0] < 9.0
+    assert clock[-1] > 107.0
+    np.testing.assert_array_equal(np.isfinite(speed), known)
+    np.testing.assert_array_equal(speed[known], np.floor((clock[known] - 9.0) / 2.0))
+
+
+def test_running_speed_of_the_first_pipeline_is_one_column(tmp_path: Path, session: Recording) -> None:
+    data = f"{B}/BehavioralTimeSeries/running_speed/data"
+    column = AllenFile(change={data: np.arange(50, dtype="f8")[:, None]}).write(tmp_path / "a.nwb")
+    np.testing.assert_array_equal(load_allen(column).running_speed_cm_s, session.running_speed_cm_s)
+    for wrong in (np.zeros((50, 2)), np.zeros((25, 2)), np.zeros(49), np.zeros((49, 1))):
+        with pytest.raises(RecordingError, match=r"running_speed/data has the shape .*, expected \(50"):
+            load_allen(AllenFile(change={data: wrong}).write(tmp_path / "a.nwb"))
+
+
+def test_no_sample_of_running_is_no_speed(tmp_path: Path) -> None:
+    group = f"{B}/BehavioralTimeSeries/running_speed"
+    change = {f"{group}/data": np.zeros(0, "f4"), f"{group}/timestamps": np.zeros(0)}
+    found = load_allen(AllenFile(change=change).write(tmp_path / "a.nwb")).running_speed_cm_s
+    assert found is not None
+    assert np.isnan(found).all()
 
 
 def test_drifting_gratings(session: Recording) -> None:

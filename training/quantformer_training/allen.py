@@ -157,13 +157,19 @@ def _cell_ids(file: Any, *, cells: int) -> tuple[str, ...]:
 
 def _running_speed(file: Any, *, clock: NDArray[np.float64]) -> NDArray[np.float32] | None:
     group = f"{PIPELINE}/BehavioralTimeSeries/running_speed"
-    if hdf5.dataset(file, f"{group}/data") is None:
+    found = hdf5.dataset(file, f"{group}/data")
+    if found is None:
         return None
     times = _numbers(file, f"{group}/timestamps", np.float64, shape=(None,))
-    speed = _numbers(file, f"{group}/data", np.float32, shape=(len(times),))
-    # The last sample at or before each frame; NaN before the first.
+    # Version 0.9 keeps one column, (samples, 1).
+    column = found.shape is not None and len(found.shape) == 2
+    shape = (len(times), 1) if column else (len(times),)
+    speed = _numbers(file, f"{group}/data", np.float32, shape=shape).reshape(-1)
+    if not len(times):
+        return np.full(len(clock), np.nan, np.float32)
+    # The last sample at or before each frame; NaN before the first, and after the last, which is not held on.
     last = np.searchsorted(times, clock, side="right") - 1
-    known = np.where(last >= 0, speed[np.maximum(last, 0)] if len(speed) else np.nan, np.nan)
+    known = np.where((last >= 0) & (clock <= times[-1]), speed[np.maximum(last, 0)], np.nan)
     return known.astype(np.float32)
 
 
