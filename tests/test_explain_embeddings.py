@@ -12,6 +12,7 @@ from small_model import tiny_model
 
 from quantformer.errors import DataError
 from quantformer_training.examples import Examples
+from quantformer_training.explain import embeddings
 from quantformer_training.explain.embeddings import draw_embedding_map, embedding_map, neuron_statistics
 from quantformer_training.finetune import TrainedModel
 
@@ -85,11 +86,20 @@ def test_the_map_is_the_same_twice_and_draws_every_neuron() -> None:
     found, again = (embedding_map(model(), rows(), seed=2) for _ in range(2))
     assert np.array_equal(found.position["forecast"], again.position["forecast"])
     assert found.numbers() == again.numbers()
-    figure = draw_embedding_map(found, seed=2)
+    figure = draw_embedding_map(found)
     panels = [axis for axis in figure.axes if axis.collections and axis.get_title(loc="left")]
     assert len(panels) == 6
     drawn = np.asarray(panels[0].collections[0].get_offsets())
     assert sorted(map(tuple, drawn)) == sorted(map(tuple, found.position["activation"]))
+
+
+def test_of_many_neurons_some_are_drawn_and_all_are_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embeddings, "MOST_DRAWN", 12)
+    found = embedding_map(model(), rows(), seed=2)
+    assert len(found.drawn) == len(found.position["forecast"]) == 12
+    assert found.tests["forecast"]["spread"].points == NEURONS
+    figure = draw_embedding_map(found)
+    assert np.array_equal(figure.axes[1].collections[0].get_array(), found.statistics.median[found.drawn])
 
 
 def test_mice_are_told_apart_when_told() -> None:

@@ -202,7 +202,7 @@ class _Pen:
             caption=f"Rollout over layers (half attention averaged over heads, half identity) from [CLS], and from the "
             f"response's masks, mean over test rows: {counts}. The paper's [CLS] draws most on [NEURON]: ours does for "
             f"{sum(token == '[NEURON]' for token in most.values())} of {len(most)} categories. Attention is not all: the "
-            f"linear shortcut from the baseline's summary and the tuning goes round it, and carries "
+            f"linear shortcut from the baseline's summary and what is known beforehand goes round it, and carries "
             f"{_shortcut(found, 'activation')} of the logit's variance and {_shortcut(found, 'forecast')} of the forecast's "
             f"(covariance over variance). Rollout shows where attention looks, not what moves the answer.",
         )  # fmt: skip
@@ -234,11 +234,12 @@ class _Pen:
             within = f", permuted within {found.mice} mice" if found.mice > 1 else ""
             words = "" if alone else f", {', '.join(names).replace('_', ' ')}"
             self.keep(
-                name, found, draw_embedding_map(found, seed=seed), paper="A-10", title=f"Map of the neurons{words}",
-                caption=f"t-SNE of the [NEURON] offsets of {len(found.statistics.neuron)} neurons, coloured by statistics of "
-                f"their {len(training)} training responses. The paper's claim that neighbours share statistics holds for "
-                f"{held} of {len(told)} at p < 0.05 (rank correlation with the mean of the {near} nearest in the full width, "
-                f"one-sided permutation{within}, p not corrected for {len(told)} tests): {'; '.join(told)}.",
+                name, found, draw_embedding_map(found), paper="A-10", title=f"Map of the neurons{words}",
+                caption=f"t-SNE of the [NEURON] offsets of {len(found.drawn)} of {len(found.statistics.neuron)} neurons, "
+                f"coloured by statistics of their {len(training)} training responses. The paper's claim that neighbours "
+                f"share statistics holds for {held} of {len(told)} at p < 0.05 (rank correlation with the mean of the {near} "
+                f"nearest in the full width, one-sided permutation{within}, p not corrected for {len(told)} tests): "
+                f"{'; '.join(told)}.",
             )  # fmt: skip
 
     def attempt(self, name: str, make: Callable[[], Found]) -> Found | None:
