@@ -61,10 +61,13 @@ def test_a_planted_statistic_is_found() -> None:
 
 def test_nothing_is_found_in_random_vectors() -> None:
     statistic = np.random.default_rng(100).normal(size=40)
-    p = [neighbour_test(random_vectors(seed=seed), statistic, seed=seed, permutations=200).p for seed in range(40)]
+    found = [neighbour_test(random_vectors(seed=seed), statistic, seed=seed, permutations=200) for seed in range(40)]
+    p = [test.p for test in found]
     # One in twenty by chance: of forty, more than six would happen three times in a thousand.
     assert sum(value < 0.05 for value in p) <= 6
     assert 0.3 < np.mean(p) < 0.7
+    # A point that counted itself among its neighbours would go with them by nearly a half.
+    assert abs(np.mean([test.rho for test in found])) < 0.1
 
 
 def test_what_a_mouse_explains_is_not_claimed_of_its_neurons() -> None:
