@@ -15,7 +15,7 @@ import pytest
 OUTSIDE = {
     "quantformer": {"numpy", "msgspec", "safetensors", "torch"},
     "quantformer_training": {
-        "numpy", "torch", "onnx", "onnxscript", "onnxruntime", "safetensors", "scipy", "sklearn", "threadpoolctl",
+        "numpy", "msgspec", "torch", "lightning_fabric", "onnx", "onnxscript", "onnxruntime", "safetensors", "scipy", "sklearn", "threadpoolctl",
         "h5py", "matplotlib", "rich", "ray",
     },
     "quantformer_service": {

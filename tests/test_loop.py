@@ -9,12 +9,14 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from running_service import clean_environment
 from torch import Tensor, nn
 
 from quantformer.errors import DataError, UnavailableError
@@ -23,6 +25,7 @@ from quantformer_training.loop import (
     LoopConfig,
     LoopResult,
     Progress,
+    Step,
     in_batches,
     load_checkpoint,
     run_loop,
@@ -30,6 +33,7 @@ from quantformer_training.loop import (
 )
 
 CONFIG = LoopConfig(epochs=6, learning_rate=1e-2)
+PROGRAM = Path(__file__).with_name("training_program.py")
 
 
 class Stopped(Exception):
@@ -124,6 +128,9 @@ def test_progress_says_what_happened() -> None:
     assert [progress.validation for progress in seen] == [5.0, 3.0, 4.0, 2.0, 6.0, 7.0]
     assert [progress.best for progress in seen] == [5.0, 3.0, 3.0, 2.0, 2.0, 2.0]
     assert all(progress.epochs == 6 and progress.loss > 0 and progress.stage == "test" for progress in seen)
+    assert seen[0].learning_rate == pytest.approx(0.5e-2)
+    assert seen[1].learning_rate > seen[-1].learning_rate >= 0.05e-2
+    assert all(progress.seconds > 0 and progress.seed == 0 and progress.rows == 0 for progress in seen)
     assert seen[-1].seconds_left == 0.0
 
 
@@ -160,6 +167,110 @@ def test_patience_survives_a_resume(tmp_path: Path) -> None:
         train(network_of(), config=config, checkpoint=checkpoint, validations=[1.0, 2.0], stop_after=2)
     result = train(network_of(), config=config, checkpoint=checkpoint, validations=[2.0, 2.0])
     assert result == LoopResult(best_epoch=0, best_validation=1.0, epochs_run=1)
+
+
+@pytest.mark.parametrize("direct", [False, True], ids=["functions", "losses"])
+@pytest.mark.parametrize("stop", [15, 16, 17, 33, 48, 49])
+def test_a_run_stopped_inside_an_epoch_resumes_to_the_same_bits(tmp_path: Path, stop: int, direct: bool) -> None:
+    inputs = torch.randn(96, 4, generator=torch.Generator().manual_seed(3))
+    seen: list[Progress] = []
+
+    def run(network: nn.Module, *, checkpoint: Path | None = None, most: int | None = None) -> LoopResult:
+        computed = 0
+
+        def loss(rows: Tensor) -> Tensor:
+            nonlocal computed
+            computed += 1
+            if most is not None and computed > most:
+                raise Stopped
+            return network(inputs[rows]).square().mean()
+
+        def losses(epoch: int) -> Iterator[Step]:
+            for rows in in_batches(torch.randperm(96, generator=torch.Generator().manual_seed(epoch)), 3):
+                step = partial(loss, rows)
+                yield step() if direct else step
+
+        seen.clear()
+        return run_loop(
+            stage="test", network=network, config=dataclasses.replace(CONFIG, epochs=2), losses=losses,
+            validate=lambda: float(network(inputs).square().mean()), report=seen.append, checkpoint=checkpoint,
+            fingerprint="same", checkpoint_s=0.0,
+        )  # fmt: skip
+
+    whole = network_of()
+    expected = run(whole)
+    told = list(seen)
+    with pytest.raises(Stopped):
+        run(network_of(), checkpoint=tmp_path / "test.pt", most=stop)
+    if stop >= 16:
+        state = load_checkpoint(tmp_path / "test.pt", fingerprint="same")
+        assert (state["epoch"], state["step"]) == divmod(stop // 16 * 16, 32)
+    # Before the first checkpoint there is nothing to resume from.
+    resumed = network_of(seed=9 if stop >= 16 else 0)
+    result = run(resumed, checkpoint=tmp_path / "test.pt")
+    assert weights(resumed) == weights(whole)
+    assert result == dataclasses.replace(expected, epochs_run=2 if stop < 32 else 1)
+    assert [(p.loss, p.validation, p.learning_rate) for p in seen] == [
+        (p.loss, p.validation, p.learning_rate) for p in told[-len(seen) :]
+    ]
+
+
+def test_a_killed_program_ends_with_the_weights_of_one_that_was_not(tmp_path: Path) -> None:
+    kinds = ("regression", "direct", "pretraining")
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), str(tmp_path), ",".join(kinds), "dropout=0.3", "epochs=3", "kills=4"],
+        capture_output=True, text=True, timeout=300, check=True, env=clean_environment(),
+    )  # fmt: skip
+    killed = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("killed")]
+    for kind in kinds:
+        steps = [int(step) for found, step in killed if found == kind]
+        assert len(steps) >= 4
+        assert any(steps), "no kill fell behind a checkpoint inside an epoch"
+        whole, resumed = (
+            torch.load(tmp_path / kind / name / "weights-0.pt", weights_only=True) for name in ("whole", "killed")
+        )
+        assert whole.keys() == resumed.keys()
+        for name, value in whole.items():
+            assert torch.equal(value, resumed[name]), (kind, name)
+
+
+def test_an_older_checkpoint_is_read(tmp_path: Path) -> None:
+    whole, checkpoint = network_of(), tmp_path / "test.pt"
+    train(whole)
+    with pytest.raises(Stopped):
+        train(network_of(), checkpoint=checkpoint, stop_after=3)
+    state = torch.load(checkpoint, weights_only=True)
+    # Schema 1 knew nothing of what happens inside an epoch.
+    older = {name: state[name] for name in ("network", "optimizer", "best", "best_epoch", "best_weights", "epoch")}
+    torch.save({**older, "schema": 1, "fingerprint": "same"}, checkpoint)
+    resumed = network_of(seed=4)
+    train(resumed, checkpoint=checkpoint)
+    assert weights(resumed) == weights(whole)
+
+
+def test_a_disk_that_fills_while_training_is_named_and_the_run_can_go_on(tmp_path: Path) -> None:
+    whole, checkpoint = network_of(), tmp_path / "test.pt"
+    train(whole)
+    with pytest.raises(Stopped):
+        train(network_of(), checkpoint=checkpoint, stop_after=2)
+    room = checkpoint.stat().st_size // 2
+    program = (
+        "import resource, signal\n"
+        "from pathlib import Path\n"
+        "from test_loop import network_of, train\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))\n"
+        f"train(network_of(), checkpoint=Path({str(checkpoint)!r}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False,
+        env=clean_environment(), cwd=PROGRAM.parent,
+    )  # fmt: skip
+    assert f"UnavailableError: {checkpoint} cannot be written" in done.stderr
+    assert load_checkpoint(checkpoint, fingerprint="same")["epoch"] == 2
+    resumed = network_of(seed=5)
+    train(resumed, checkpoint=checkpoint)
+    assert weights(resumed) == weights(whole)
 
 
 def test_a_seed_decides_the_run() -> None:

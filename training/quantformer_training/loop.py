@@ -1,4 +1,4 @@
-"""The one training loop: epochs, early stopping on validation, checkpoints at every epoch's end, exact resume."""
+"""The one training loop: epochs, early stopping on validation, checkpoints at and inside epochs, exact resume."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from quantformer.errors import DataError, UnavailableError
+from quantformer_training.accelerator import Accelerator
 
-#: Number of the checkpoint's schema. Older ones are read, newer ones refused.
-CHECKPOINT_SCHEMA = 1
+#: Number of the checkpoint's schema. Older ones are read, newer ones refused. 2: inside an epoch, too.
+CHECKPOINT_SCHEMA = 2
+#: Seconds between checkpoints inside an epoch, and after how many steps the clock is looked at.
+CHECKPOINT_S = 120.0
+LOOK_STEPS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +44,11 @@ class LoopConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """One finished epoch, for whoever shows progress: losses, and the seconds that remain if every epoch is used."""
+    """One finished epoch, for whoever shows or keeps progress: losses, and the seconds that remain if every epoch is used.
+
+    ``learning_rate`` held in this epoch, which took ``seconds`` with its validation; ``rows`` were learned from in it, 0
+    where the batches did not go through `Accelerator.share`.
+    """
 
     stage: str
     epoch: int
@@ -49,6 +57,10 @@ class Progress:
     validation: float
     best: float
     seconds_left: float
+    learning_rate: float = math.nan
+    rows: int = 0
+    seconds: float = 0.0
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +73,21 @@ class LoopResult:
 
 
 Report = Callable[[Progress], None]
+#: A step's loss, or what computes it: a run that resumes inside an epoch passes over the latter without computing it.
+Step = Tensor | Callable[[], Tensor]
+
+
+@dataclass(kw_only=True)
+class _State:
+    """Where a run stands; with ``step`` > 0 inside ``epoch``, else at its beginning."""
+
+    epoch: int = 0
+    best: float = math.inf
+    best_epoch: int = -1
+    best_weights: dict[str, Any]
+    step: int = 0
+    total: float = 0.0
+    seconds: float = 0.0
 
 
 def run_loop(
@@ -68,79 +95,129 @@ def run_loop(
     stage: str,
     network: nn.Module,
     config: LoopConfig,
-    losses: Callable[[int], Iterator[Tensor]],
+    losses: Callable[[int], Iterator[Step]],
     validate: Callable[[], float],
     report: Report,
     checkpoint: Path | None = None,
     fingerprint: str = "",
+    accelerator: Accelerator | None = None,
+    checkpoint_s: float = CHECKPOINT_S,
 ) -> LoopResult:
     """Train ``network`` on the losses that ``losses(epoch)`` yields, keep the epoch with the lowest ``validate()``.
 
-    All randomness of an epoch is drawn from ``(seed, epoch)``, so a run that resumes from ``checkpoint`` continues
-    exactly as it would have. ``fingerprint`` names the configuration and data; a checkpoint of another is refused.
+    All randomness of an epoch is drawn from ``(seed, epoch)``, and a checkpoint inside an epoch (about every
+    ``checkpoint_s`` seconds) holds the state of torch's generators, so a run that resumes from ``checkpoint`` continues
+    exactly as it would have: on the CPU to the same bits. ``losses`` must yield the same steps whenever it is asked for
+    the same epoch. ``fingerprint`` names the configuration and data; a checkpoint of another is refused.
+
+    With an ``accelerator`` the network is moved to its device and left there. Where that has several processes, each runs
+    this loop: batches go through `Accelerator.share`, what they share is drawn from generators of its own, and ``validate``
+    returns each process's part such that the mean over processes is the value. The first process alone writes and reports.
+    Validation is computed in float32 whatever the precision of training: it chooses what is served.
 
     Raises:
         DataError: a loss is not finite, there is nothing to learn from, or the checkpoint is foreign, damaged or newer.
         UnavailableError: the checkpoint cannot be written.
     """
+    machine = accelerator or Accelerator()
+    network.to(machine.device)
+    machine.same_everywhere(network)
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
-    best, best_epoch, best_weights, first = math.inf, -1, copy.deepcopy(network.state_dict()), 0
+    state, random_state = _State(best_weights=copy.deepcopy(network.state_dict())), []
     if checkpoint is not None and checkpoint.exists():
-        state = load_checkpoint(checkpoint, fingerprint=fingerprint)
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        best, best_epoch, best_weights, first = (
-            state["best"],
-            state["best_epoch"],
-            state["best_weights"],
-            state["epoch"],
-        )
-    started, done = time.monotonic(), first
+        loaded = load_checkpoint(checkpoint, fingerprint=fingerprint)
+        network.load_state_dict(loaded["network"])
+        optimizer.load_state_dict(loaded["optimizer"])
+        # A checkpoint of schema 1 stands at the beginning of an epoch and says nothing of steps.
+        state = _State(**{name: loaded[name] for name in vars(state) if name in loaded})
+        random_state = loaded.get("random_state", [])
+
+    def save() -> None:
+        if checkpoint is not None:
+            # Asked of every process, written by one.
+            content = {**vars(state), "network": network.state_dict(), "optimizer": optimizer.state_dict()}
+            content["random_state"] = machine.random_state() if state.step else []
+            if machine.rank == 0:
+                save_checkpoint(checkpoint, content, fingerprint=fingerprint)
+
+    started, first = time.monotonic(), state.epoch
     last = config.epochs if config.stop_after is None else min(config.stop_after, config.epochs)
-    for epoch in range(first, last):
-        if config.stop_after is None and 0 <= best_epoch < epoch - config.patience:
+    while state.epoch < last:
+        epoch = state.epoch
+        if config.stop_after is None and 0 <= state.best_epoch < epoch - config.patience:
             break
-        torch.manual_seed(config.seed * 1_000_003 + epoch)
+        machine.begin(config.seed * 1_000_003 + epoch)
         network.train()
-        total, batches = 0.0, 0
+        rate = config.learning_rate * _schedule(epoch, config.epochs)
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * _schedule(epoch, config.epochs)
-        for loss in losses(epoch):
+            group["lr"] = rate
+        steps = losses(epoch)
+        if state.step:
+            _pass_over(steps, state.step, machine=machine)
+            # What passing over changed (generators, buffers that count) is as it was after that step.
+            network.load_state_dict(loaded["network"])
+            machine.restore_random_state(random_state)
+        total = torch.tensor(state.total, dtype=torch.float64, device=machine.device)
+        began, saved = time.monotonic() - state.seconds, time.monotonic()
+        while (loss := _next_loss(steps, machine=machine)) is not None:
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
+            machine.average_gradients(trainable)
             nn.utils.clip_grad_norm_(trainable, config.gradient_clip)
             optimizer.step()
-            total, batches = total + loss.item(), batches + 1
-        if batches == 0:
+            # Kept on the device: to read it at every step would wait for every step.
+            total += loss.detach()
+            state.step += 1
+            look = checkpoint is not None and state.step % LOOK_STEPS == 0
+            if look and machine.first_says(time.monotonic() - saved >= checkpoint_s):
+                state.total, state.seconds = machine.mean(float(total)), time.monotonic() - began
+                save()
+                saved = time.monotonic()
+        if state.step == 0:
             raise DataError(f"{stage}: epoch {epoch} had not one batch; there is nothing to learn from")
+        mean = machine.mean(float(total)) / state.step
         network.eval()
         with torch.no_grad():
-            validation = validate()
-        if not math.isfinite(total) or not math.isfinite(validation):
+            validation = machine.mean(validate())
+        if not math.isfinite(mean) or not math.isfinite(validation):
             raise DataError(
-                f"{stage}: the loss of epoch {epoch} is {total / batches}, on validation {validation}; lower the learning "
-                "rate or look for NaN in the data"
+                f"{stage}: the loss of epoch {epoch} is {mean}, on validation {validation}; lower the learning rate or look "
+                "for NaN in the data"
             )
-        done = epoch + 1
-        if validation < best or config.stop_after is not None:
-            best, best_epoch, best_weights = validation, epoch, copy.deepcopy(network.state_dict())
-        if checkpoint is not None:
-            state = {
-                "epoch": epoch + 1, "network": network.state_dict(), "optimizer": optimizer.state_dict(),
-                "best": best, "best_epoch": best_epoch, "best_weights": best_weights,
-            }  # fmt: skip
-            save_checkpoint(checkpoint, state, fingerprint=fingerprint)
-        left = (time.monotonic() - started) / (epoch + 1 - first) * (last - epoch - 1)
-        report(
-            Progress(
-                stage=stage, epoch=epoch, epochs=last, loss=total / batches,
-                validation=validation, best=best, seconds_left=left,
-            )
-        )  # fmt: skip
-    network.load_state_dict(best_weights)
+        if validation < state.best or config.stop_after is not None:
+            state.best, state.best_epoch = validation, epoch
+            state.best_weights = copy.deepcopy(network.state_dict())
+        state.epoch, state.step, state.total, state.seconds = epoch + 1, 0, 0.0, 0.0
+        save()
+        if machine.rank == 0:
+            now = time.monotonic()
+            report(
+                Progress(
+                    stage=stage, epoch=epoch, epochs=last, loss=mean, validation=validation, best=state.best,
+                    seconds_left=(now - started) / (state.epoch - first) * (last - state.epoch),
+                    learning_rate=rate, rows=machine.rows, seconds=now - began, seed=config.seed,
+                )
+            )  # fmt: skip
+    network.load_state_dict(state.best_weights)
     network.eval()
-    return LoopResult(best_epoch=best_epoch, best_validation=best, epochs_run=done - first)
+    return LoopResult(best_epoch=state.best_epoch, best_validation=state.best, epochs_run=state.epoch - first)
+
+
+def _next_loss(steps: Iterator[Step], *, machine: Accelerator) -> Tensor | None:
+    """The next step's loss in the accelerator's precision, wherever it is computed; None after the last."""
+    with machine.autocast():
+        step = next(steps, None)
+        if step is None:
+            return None
+        return machine.weighted(step() if callable(step) else step)
+
+
+def _pass_over(steps: Iterator[Step], count: int, *, machine: Accelerator) -> None:
+    """Leave out the steps that were taken before the checkpoint."""
+    with machine.autocast(), torch.no_grad():
+        for _ in range(count):
+            next(steps, None)
 
 
 def in_batches(rows: Tensor, size: int) -> Iterator[Tensor]:

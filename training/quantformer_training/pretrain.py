@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,11 @@ from quantformer.forecaster import CLIP
 from quantformer.labels import LabelRule
 from quantformer.losses import reconstruction_loss
 from quantformer.patches import to_patches
+from quantformer.quantizer import QuantizedResult, Quantizer
 from quantformer.signal import SignalRecipe
+from quantformer_training.accelerator import Accelerator
 from quantformer_training.loop import (
+    CHECKPOINT_S,
     LoopConfig,
     LoopResult,
     Report,
@@ -113,50 +117,97 @@ def pretrain(
     report: Report,
     batch: int = 32,
     checkpoint: Path | None = None,
+    accelerator: Accelerator | None = None,
+    checkpoint_s: float = CHECKPOINT_S,
 ) -> Pretrained:
-    """Train a masked quantising auto-encoder and freeze it. At least one window of each kind is needed."""
+    """Train a masked quantising auto-encoder and freeze it. At least one window of each kind is needed.
+
+    ``accelerator`` and ``checkpoint_s`` as in `run_loop`; what is returned is on the CPU.
+    """
+    machine = accelerator or Accelerator()
     torch.manual_seed(loop.seed)
     scale = float(np.median(train.dff.std(axis=1))) or 1.0
     network = Autoencoder(config)
-    data = torch.from_numpy(train.dff / np.float32(scale)).clamp(-CLIP, CLIP)
-    active = torch.from_numpy(train.active)
+    if machine.ranks > 1:
+        network.quantizer = _SharedQuantizer(codes=config.codes, d=config.d, machine=machine)
+    data = _scaled(train, scale).to(machine.device)
+    active = torch.from_numpy(train.active).to(machine.device)
     beta = float((~train.active).sum() / max(int(train.active.sum()), 1))
-    held = torch.from_numpy(validation.dff / np.float32(scale)).clamp(-CLIP, CLIP)
+    held = _scaled(validation, scale)
     # Validation masks are drawn once, so that epochs are compared on the same task.
     generator = torch.Generator().manual_seed(loop.seed)
     held_masks = torch.rand(len(held), config.patches, generator=generator) < config.mask_probability
+    windows, part = len(held), slice(machine.rank, None, machine.ranks)
+    held, held_masks = held[part].to(machine.device), held_masks[part].to(machine.device)
 
-    def losses(epoch: int) -> Iterator[Tensor]:
-        for rows in in_batches(torch.randperm(len(data)), batch):
-            made = network(data[rows])
-            target = to_patches(data[rows], patch_frames=config.patch_frames)
-            # beta is capped: at 5 % active it would be 19, and a single batch would swing with its active rows.
-            yield made.quantization.loss + reconstruction_loss(
-                made.patches, target, masked=made.masked, active=active[rows], beta=min(beta, 4.0)
-            )
+    def loss_of(rows: Tensor, masked: Tensor) -> Tensor:
+        made = network(data[rows], masked)
+        target = to_patches(data[rows], patch_frames=config.patch_frames)
+        # beta is capped: at 5 % active it would be 19, and a single batch would swing with its active rows.
+        rebuilt = reconstruction_loss(
+            made.patches, target, masked=made.masked, active=active[rows], beta=min(beta, 4.0)
+        )
+        loss: Tensor = made.quantization.loss + rebuilt
+        return loss
+
+    def losses(epoch: int) -> Iterator[Callable[[], Tensor]]:
+        # Of its own: order and masks are the same in every process, whatever dropout draws in each.
+        generator = torch.Generator().manual_seed(loop.seed * 1_000_003 + epoch)
+        for rows in in_batches(torch.randperm(len(data), generator=generator), batch):
+            masked = torch.rand(len(rows), config.patches, generator=generator) < config.mask_probability
+            place = machine.share(torch.arange(len(rows)))
+            yield partial(loss_of, rows[place].to(machine.device), masked[place].to(machine.device))
 
     def validate() -> float:
         total = 0.0
         for rows in in_batches(torch.arange(len(held)), 1024):
             made = network(held[rows], held_masks[rows])
             target = to_patches(held[rows], patch_frames=config.patch_frames)
-            none = torch.zeros(len(rows), dtype=torch.bool)
+            none = torch.zeros(len(rows), dtype=torch.bool, device=machine.device)
             total += float(reconstruction_loss(made.patches, target, masked=made.masked, active=none)) * len(rows)
-        return total / len(held)
+        return total * machine.ranks / windows
 
     contents = hashlib.sha256(train.dff.tobytes() + train.active.tobytes() + validation.dff.tobytes()).hexdigest()
     result = run_loop(
         stage="pre-training", network=network, config=loop, losses=losses, validate=validate, report=report,
         checkpoint=checkpoint, fingerprint=f"pretrain {config} {loop} batch={batch} {contents[:16]}",
+        accelerator=machine, checkpoint_s=checkpoint_s,
     )  # fmt: skip
-    frozen = network.freeze()
+    frozen = network.cpu().freeze()
     return Pretrained(
         config=config,
         autoencoder=frozen,
         signal_scale=scale,
-        code_patch=mean_code_patches(frozen, data, config=config),
+        code_patch=mean_code_patches(frozen, data.cpu(), config=config),
         result=result,
     )
+
+
+class _SharedQuantizer(Quantizer):
+    """A quantiser whose batch is shared among processes: usage counts all of it, and the codes that replace dead ones are
+    outputs of the first process's share.
+    """
+
+    def __init__(self, *, codes: int, d: int, machine: Accelerator) -> None:
+        super().__init__(codes=codes, d=d)
+        self.machine = machine
+
+    def forward(self, encoded: Tensor) -> QuantizedResult:
+        """As `Quantizer`."""
+        result = super().forward(encoded)
+        if self.training:
+            counts = torch.bincount(result.codes.flatten(), minlength=len(self.usage)).to(self.usage.dtype)
+            self.usage += self.machine.total(counts) - counts
+        return result
+
+    def _replace_dead(self, encoded: Tensor) -> None:
+        super()._replace_dead(encoded)
+        if (int(self.steps) - 1) % self.replace_every == 0:
+            self.machine.same_everywhere(self)
+
+
+def _scaled(windows: Windows, scale: float) -> Tensor:
+    return torch.from_numpy(windows.dff / np.float32(scale)).clamp(-CLIP, CLIP)
 
 
 def save_pretrained(pretrained: Pretrained, directory: Path) -> None:
