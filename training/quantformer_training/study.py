@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from quantformer_training.calibrate import probability
 from quantformer_training.comparison import Baselines, Comparison, Forecasts, compare_with_baselines
 from quantformer_training.fit import FitConfig, Fitted, fit, rows_of
 from quantformer_training.loop import Report
+from quantformer_training.population import Population
 from quantformer_training.rows import Rows
 from quantformer_training.splits import Split
 from quantformer_training.store import Traced
@@ -38,6 +39,14 @@ class Study:
 
     models: tuple[Scored, ...]
     folds: tuple[Scored, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Contest:
+    """Test rows, and the baselines that were fitted for them."""
+
+    rows: Rows
+    baselines: Baselines
 
 
 def control_moments(recording: Traced) -> Moments:
@@ -98,17 +107,24 @@ def _scored(
     onsets: list[Forecasts] = []
     pseudo: list[Forecasts] = []
     scored: list[Scored] = []
+    contests: tuple[_Contest, _Contest] | None = None
     for seed in seeds:
         fitted = fit(
             recording, split=split, config=config(seed), report=report, unlabelled=unlabelled, pretrained=pretrained
         )
-        tests = _tests(fitted)
+        tests, contests = _tests(fitted), contests or _contests(fitted)
         onsets.append(forecasts(fitted, tests[0]))
         pseudo.append(forecasts(fitted, tests[1]))
-        scored.append(_compare(f"seed {seed}", fitted, onsets[-1], pseudo[-1]))
-    if len(seeds) > 1:
-        scored.append(_compare(f"mean of {len(seeds)} seeds", fitted, _mean(onsets), _mean(pseudo)))
+        scored.append(_compare(f"seed {seed}", fitted, contests, onsets[-1], pseudo[-1]))
+    if len(seeds) > 1 and contests is not None:
+        scored.append(_compare(f"mean of {len(seeds)} seeds", fitted, contests, _mean(onsets), _mean(pseudo)))
     return scored
+
+
+def scored(fitted: Fitted, *, name: str) -> Scored:
+    """One fitted model on its test part, against every simple baseline."""
+    onsets, pseudo = _tests(fitted)
+    return _compare(name, fitted, _contests(fitted), forecasts(fitted, onsets), forecasts(fitted, pseudo))
 
 
 def _tests(fitted: Fitted) -> tuple[Trials, Trials]:
@@ -117,20 +133,41 @@ def _tests(fitted: Fitted) -> tuple[Trials, Trials]:
     return fitted.real["test"], reader.read(control_moments(reader.recording), part="test")
 
 
-def _compare(name: str, fitted: Fitted, onsets: Forecasts, pseudo: Forecasts) -> Scored:
+def _contests(fitted: Fitted) -> tuple[_Contest, _Contest]:
+    """At real onsets and at the control's pseudo-onsets; the same for every seed."""
     reader = fitted.reader
-    tests = _tests(fitted)
     # Baselines learn from the same trials as the network: at real onsets, and at the control's own pseudo-onsets.
     known = (fitted.real["train"], reader.read(control_moments(reader.recording), part="train"))
-    made = []
-    for forecast, trials, training in zip((onsets, pseudo), tests, known, strict=True):
-        rows = rows_of(trials)
-        made.append(
-            compare_with_baselines(
-                forecast, rows=rows, baselines=Baselines.fit(rows_of(training)), minutes=_minutes(fitted, rows)
-            )
+    population = Population(
+        reader.trace,
+        spans=reader.split.train,
+        rate_hz=reader.recording.rate_hz,
+        running_speed_cm_s=reader.recording.running_speed_cm_s,
+    )
+    onsets, pseudo = (
+        _Contest(rows=_told(trials, population), baselines=Baselines.fit(_told(training, population)))
+        for trials, training in zip(_tests(fitted), known, strict=True)
+    )
+    return onsets, pseudo
+
+
+def _compare(
+    name: str, fitted: Fitted, contests: tuple[_Contest, _Contest], onsets: Forecasts, pseudo: Forecasts
+) -> Scored:
+    made = [
+        compare_with_baselines(
+            forecast, rows=contest.rows, baselines=contest.baselines, minutes=_minutes(fitted, contest.rows)
         )
+        for forecast, contest in zip((onsets, pseudo), contests, strict=True)
+    ]
     return Scored(name=name, onsets=made[0], pseudo_onsets=made[1])
+
+
+def _told(trials: Trials, population: Population) -> Rows:
+    """Plain rows with what the rest of the field and the animal did before each onset."""
+    moment, neuron = np.nonzero(trials.valid)
+    context = population.context(frame=trials.moments.frame[moment], neuron=neuron)
+    return replace(rows_of(trials), context=context)
 
 
 def forecasts(fitted: Fitted, trials: Trials) -> Forecasts:
