@@ -60,16 +60,16 @@ def test_attention_is_refused_where_the_layers_are_others() -> None:
         looked(made)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 6), st.integers(1, 4), st.integers(2, 12), st.integers(0, 10_000))
 def test_rollout_rows_sum_to_one(layers: int, heads: int, length: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     weights = (4.0 * torch.randn(layers, 3, heads, length, length, generator=generator)).softmax(-1)
     found = rollout(weights)
-    assert torch.allclose(found.sum(-1), torch.ones((), dtype=torch.float64), atol=1e-6)
+    assert torch.allclose(found.sum(-1), torch.ones((), dtype=torch.float64), atol=1e-9)
     assert (found >= 0).all()
-    # Half of every layer is the token itself.
-    assert (found.diagonal(dim1=1, dim2=2) >= 0.5**layers - 1e-9).all()
+    # Half of every layer is the token itself, as far as float32 weights sum to one.
+    assert (found.diagonal(dim1=1, dim2=2) >= 0.5**layers - 1e-6).all()
 
 
 def test_rollout_of_known_attention() -> None:
