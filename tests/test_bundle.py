@@ -22,7 +22,7 @@ from tiny_bundle import GRATING, NEURONS
 
 from quantformer.bundle import GRAPH, LARGEST_FILE, MANIFEST, VECTORS, Bundle, Vectors, load_bundle, write_bundle
 from quantformer.errors import BundleError, DataError
-from quantformer.manifest import SCHEMA, parse_manifest, render_manifest
+from quantformer.manifest import OLDEST_SCHEMA, SCHEMA, parse_manifest, render_manifest
 
 FILES = (MANIFEST, GRAPH, VECTORS)
 
@@ -92,6 +92,16 @@ def test_nothing_in_a_loaded_bundle_can_be_changed(bundle: Bundle) -> None:
         bundle.manifest.d = 3  # type: ignore[misc]
 
 
+def test_usual_levels_are_written_to_the_bit(bundle: Bundle, tmp_path: Path) -> None:
+    usual = np.random.default_rng(0).lognormal(5, 2, len(NEURONS))
+    usual[3] = 0.0
+    vectors = vectors_of(bundle, usual_f0=usual)
+    write_bundle(tmp_path / "made", manifest=bundle.manifest, vectors=vectors, graph=bundle.graph)
+    found = load_bundle(tmp_path / "made").neurons(NEURONS, unknown="refuse").usual_f0
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(found, usual)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_named(copy: Path, name: str) -> None:
     (copy / name).unlink()
@@ -155,7 +165,8 @@ def test_a_manifest_without_a_checksum_is_refused(copy: Path) -> None:
 
 MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "newer": (lambda m: m.update(schema=SCHEMA + 1), rf"schema {SCHEMA + 1}, this software reads up to {SCHEMA}: update"),
-    "schema 0": (lambda m: m.update(schema=0), "schema 0, expected 1"),
+    "schema 0": (lambda m: m.update(schema=0), f"schema 0, this software reads {OLDEST_SCHEMA} to {SCHEMA}: export"),
+    "schema before the level": (lambda m: m.update(schema=1), "schema 1, .*: export the bundle again"),
     "negative schema": (lambda m: m.update(schema=-3), "schema -3"),
     "huge schema": (lambda m: m.update(schema=10**30), "update quantformer"),
     "schema of text": (lambda m: m.update(schema="1"), "damaged or foreign"),
@@ -203,7 +214,7 @@ def test_what_is_changed_on_purpose_and_allowed_is_read(copy: Path, bundle: Bund
     assert found.hash != bundle.hash
 
 
-@pytest.mark.parametrize("opening", [b"[", b'{"a":', b'{"format":"quantformer-bundle","schema":1,"metrics":['])
+@pytest.mark.parametrize("opening", [b"[", b'{"a":', b'{"format":"quantformer-bundle","schema":2,"metrics":['])
 def test_json_nested_without_end_is_refused(copy: Path, opening: bytes) -> None:
     (copy / MANIFEST).write_bytes(opening * 200_000)
     with pytest.raises(BundleError, match="manifest"):
@@ -257,6 +268,7 @@ TENSORS: dict[str, tuple[Callable[[dict[str, np.ndarray]], object], str]] = {
     "whole numbers": (wrong("unknown", lambda a: a.astype(np.int32)), "unknown is int32"),
     "one id too many": (wrong("stimulus_id", lambda a: np.concatenate([a, a])), r"stimulus_id is float32 \(16"),
     "narrow tuning": (wrong("population_tuning", lambda a: a[:, 1:]), "population_tuning is float32"),
+    "no usual level": (lambda tensors: tensors.pop("usual_f0"), "expected .*'usual_f0'"),
     "one missing": (lambda tensors: tensors.pop("unknown"), "expected .*'unknown'"),
     "one too many": (lambda tensors: tensors.update(extra=np.zeros(1)), "holds .*'extra'"),
 }
@@ -311,6 +323,7 @@ def test_other_files_beside_it_are_not_read(copy: Path, bundle: Bundle) -> None:
 def test_neurons_come_in_the_order_asked(bundle: Bundle) -> None:
     found = bundle.neurons([NEURONS[7], NEURONS[2]], unknown="refuse")
     assert found.known.all()
+    np.testing.assert_array_equal(found.usual_f0, bundle.vectors.usual_f0[[7, 2]])
     learned = found.vectors[:, :, :16]
     np.testing.assert_array_equal(learned, bundle.vectors.neuron[[7, 2]])
     width = bundle.vectors.tuning.shape[2]
@@ -331,9 +344,9 @@ def test_unknown_neurons_are_marked_and_get_the_unknown_vector_and_the_mean_tuni
     np.testing.assert_array_equal(found.vectors[0, :, :16], bundle.vectors.unknown)
     for task in range(2):
         np.testing.assert_array_equal(found.vectors[0, task, 16:], bundle.vectors.population_tuning.reshape(-1))
-    assert found.f0_minimum[0] == 0.0
+    assert found.f0_minimum[0] == found.usual_f0[0] == 0.0
     assert np.isnan(found.f0_range[0]).all()
-    assert found.f0_minimum[1] == 1.0
+    assert (found.f0_minimum[1], found.usual_f0[1]) == (1.0, bundle.vectors.usual_f0[-1])
     # Row -1 is the last neuron's in numpy: the unknown must not be it.
     assert not np.array_equal(found.vectors[0], found.vectors[1])
 
@@ -379,6 +392,7 @@ def new_neurons(bundle: Bundle, n: int = 2) -> Vectors:
         neuron=rng.normal(size=(n, 2, 16)).astype(np.float32),
         tuning=rng.normal(size=(n, *bundle.vectors.tuning.shape[1:])).astype(np.float32),
         f0_minimum=np.array([3.0] * n),
+        usual_f0=np.array([30.0] * n),
         f0_range=np.tile([4.0, 5.0], (n, 1)),
         noise_range=np.tile([0.1, 0.2], (n, 1)),
         unknown=np.zeros((2, 16), np.float32),
@@ -400,7 +414,7 @@ def test_extending_leaves_the_network_and_every_old_vector_as_they_were(bundle: 
     np.testing.assert_array_equal(longer.vectors.unknown, bundle.vectors.unknown)
     found = longer.neurons(["new 1"], unknown="refuse")
     np.testing.assert_array_equal(found.vectors[0, :, :16], added.neuron[1])
-    assert (found.f0_minimum[0], *found.f0_range[0]) == (3.0, 4.0, 5.0)
+    assert (found.f0_minimum[0], found.usual_f0[0], *found.f0_range[0]) == (3.0, 30.0, 4.0, 5.0)
 
 
 @pytest.mark.parametrize("ids", [[NEURONS[3], "new"], ["new", "new"]])

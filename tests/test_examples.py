@@ -68,7 +68,7 @@ def test_a_lead_hides_the_last_frames_bit_for_bit(recording: Recording, source: 
     blind = TrialReader(
         dataclasses.replace(recording, fluorescence=changed), split=reader.split, recipe=reader.recipe, rule=reader.rule
     )
-    blind.f0_minimum = reader.f0_minimum
+    blind.f0_minimum, blind.usual_f0 = reader.f0_minimum, reader.usual_f0
     hidden = ExampleSource(
         blind,
         source.trials,
@@ -76,9 +76,24 @@ def test_a_lead_hides_the_last_frames_bit_for_bit(recording: Recording, source: 
         signal_scale=SCALE,
         tuning=(source.tuning, source.population_tuning),
     ).at_lead(lead)
-    for name in ("baseline", "neuron", "features", "stimulus", "tuning", "population_tuning"):
+    for name in ("baseline", "level", "neuron", "features", "stimulus", "tuning", "population_tuning"):
         assert torch.equal(getattr(rows, name), getattr(hidden, name)), name
     assert not torch.equal(rows.baseline, source.at_lead(lead - 1).baseline), "the lead changed nothing"
+
+
+@pytest.mark.parametrize("lead", [0, 7])
+def test_a_level_is_of_the_f0_that_was_seen(source: ExampleSource, recording: Recording, lead: int) -> None:
+    rows, trials = source.at_lead(lead), source.trials
+    trace = recording.fluorescence.astype(np.float64)
+    usual = np.median(trace[slice(*source.reader.split.train[0])], axis=0)
+    expected = []
+    for moment, neuron in zip(rows.moment.tolist(), rows.neuron.tolist(), strict=True):
+        frame = int(trials.moments.frame[moment])
+        f0 = trace[frame - 60 : frame - lead, neuron].mean()
+        expected.append([np.log(f0 / usual[neuron]), usual[neuron] / f0 - 1.0])
+    np.testing.assert_allclose(rows.level.numpy(), expected, atol=1e-5)
+    assert rows.level.dtype == torch.float32
+    assert rows.level.std(0).min() > 1e-3, "every level is alike: nothing is tested"
 
 
 def test_the_target_does_not_depend_on_the_lead(source: ExampleSource) -> None:
@@ -137,9 +152,11 @@ def test_the_vocabulary_names_rows(recording: Recording) -> None:
     assert vocabulary.tuning_features(moments.select(np.arange(0))).shape[0] == 0
 
 
-def test_neurons_outside_the_vocabulary_are_unknown_and_never_row_i(source: ExampleSource) -> None:
+def test_neurons_outside_the_vocabulary_are_unknown_and_never_row_i(
+    source: ExampleSource, recording: Recording
+) -> None:
     trials, reader = source.trials, source.reader
-    known = sources_of(reader.recording, train_trials=16).vocabulary
+    known = sources_of(recording, train_trials=16).vocabulary
     other = Vocabulary(neuron_ids=("n002", "zz"), stimulus_ids=known.stimulus_ids[1:], recipe=known.recipe)
     rows = ExampleSource(
         reader, trials, vocabulary=other, signal_scale=SCALE, tuning=(source.tuning, source.population_tuning)
@@ -148,4 +165,8 @@ def test_neurons_outside_the_vocabulary_are_unknown_and_never_row_i(source: Exam
     expected = torch.where(plain.neuron == 2, 0, -1)
     assert torch.equal(rows.neuron, expected)
     assert torch.equal(rows.stimulus, plain.stimulus - 1)
+    at = plain.neuron == 2
+    assert torch.equal(rows.level[at], plain.level[at])
+    assert plain.level[~at].all()
+    assert not rows.level[~at].any(), "an unknown neuron has no usual level"
     assert GRATING in known.recipe.categories

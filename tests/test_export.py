@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from quantformer.bundle import load_bundle
 from quantformer.config import ModelConfig
 from quantformer.errors import BundleError
 from quantformer.forecaster import Forecaster
-from quantformer_training.export import GraphInputs, check_parity, example_inputs, export_graph, run_graph
+from quantformer_training.export import INPUTS, GraphInputs, check_parity, example_inputs, export_graph, run_graph
 
 CONFIG = ModelConfig(d=16, layers=2, heads=2, codes=8)
 
@@ -41,6 +42,7 @@ def test_a_row_does_not_depend_on_the_others(graph: bytes) -> None:
     together = run_graph(graph, inputs)
     alone = GraphInputs(
         baseline=inputs.baseline,
+        level=inputs.level,
         neuron=inputs.neuron,
         stimulus=inputs.stimulus,
         row_neuron=inputs.row_neuron[4:5],
@@ -48,6 +50,12 @@ def test_a_row_does_not_depend_on_the_others(graph: bytes) -> None:
     )
     for whole, single in zip(together, run_graph(graph, alone), strict=True):
         np.testing.assert_allclose(whole[4:5], single, atol=1e-5)
+
+
+def test_the_graph_asks_for_what_is_documented(graph: bytes) -> None:
+    found = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"]).get_inputs()
+    assert tuple(one.name for one in found) == INPUTS
+    assert {one.name: (one.type, one.shape[1:]) for one in found}["level"] == ("tensor(float)", [2])
 
 
 def test_parity_refuses_another_network(graph: bytes) -> None:

@@ -115,6 +115,8 @@ def test_ids_and_stimuli_are_withheld_from_a_tenth_each(sources: Sources, monkey
     at = unknown & ~denied
     assert at.sum() > 20
     assert torch.equal(rows.tuning[at], rows.population_tuning[at])
+    assert not rows.level[unknown].any()
+    assert rows.level[~unknown].all()
     plain = ~unknown & ~denied
     assert not torch.isclose(rows.tuning[plain], rows.population_tuning[plain]).all(1).any()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,9 @@ from small_model import CONFIG, SCALE, sources_of, tiny_forecaster, tiny_model, 
 from torch import Tensor, nn
 
 from quantformer.bundle import Vectors
-from quantformer.config import TUNING_BINS, TUNING_QUANTITIES, ModelConfig
+from quantformer.config import LEVEL_QUANTITIES, TUNING_BINS, TUNING_QUANTITIES, ModelConfig
 from quantformer.forecaster import ACTIVATION, CLIP, FORECAST, Forecaster, ResponseAnswer, ServingGraph, Shortcut
+from quantformer.signal import f0_level
 from quantformer.tokens import UNKNOWN, TaskTokens
 
 
@@ -86,9 +89,9 @@ def test_the_network_begins_as_the_papers() -> None:
     """Shortcut and correction are zero until training finds a use for them."""
     made = tiny_pretrained()
     fresh = Forecaster(CONFIG, teacher=made.autoencoder, signal_scale=SCALE, code_patch=made.code_patch).eval()
-    baseline, tuning = torch.randn(3, 96), torch.randn(3, TUNING_QUANTITIES)
-    assert not fresh.response(baseline, torch.randn(3, 16), torch.randn(3, 16), tuning).correction.any()
-    assert not fresh.activation.shortcut(baseline, tuning).any()
+    baseline, tuning, level = torch.randn(3, 96), torch.randn(3, TUNING_QUANTITIES), torch.randn(3, LEVEL_QUANTITIES)
+    assert not fresh.response(baseline, torch.randn(3, 16), torch.randn(3, 16), tuning, level).correction.any()
+    assert not fresh.activation.shortcut(baseline, tuning, level).any()
 
 
 def test_the_encoders_start_as_copies_of_the_teachers_and_learn_apart() -> None:
@@ -97,24 +100,26 @@ def test_the_encoders_start_as_copies_of_the_teachers_and_learn_apart() -> None:
     encoders: list[nn.Module] = [fresh.teacher.encoder, fresh.activation.encoder, fresh.response.encoder]
     for name, value in encoders[0].named_parameters():
         copies = [dict(encoder.named_parameters())[name] for encoder in encoders[1:]]
-        for copy in copies:
-            assert torch.equal(value, copy)
-            assert copy.requires_grad
-            assert copy.data_ptr() != value.data_ptr()
+        for one in copies:
+            assert torch.equal(value, one)
+            assert one.requires_grad
+            assert one.data_ptr() != value.data_ptr()
         assert copies[0].data_ptr() != copies[1].data_ptr()
         assert not value.requires_grad
 
 
 def test_the_shortcut_sees_what_simple_baselines_use() -> None:
-    """Any of level, deviation, last frames and tuning, read off by a weight of its own."""
+    """Any of bins, deviation, last frames, level and tuning, read off by a weight of its own."""
     shortcut = Shortcut(1)
     baseline, tuning = torch.randn(4, 96).double(), torch.randn(4, TUNING_QUANTITIES).double()
+    level = torch.randn(4, LEVEL_QUANTITIES).double()
     shortcut = shortcut.double()
     expected = torch.cat(
         [
             baseline.reshape(4, 8, 12).mean(-1),
             baseline.std(-1, correction=0, keepdim=True),
             baseline[:, 91:].mean(-1, keepdim=True),
+            level,
             tuning,
         ],
         dim=1,
@@ -123,14 +128,15 @@ def test_the_shortcut_sees_what_simple_baselines_use() -> None:
         with torch.no_grad():
             shortcut.linear.weight.zero_()
             shortcut.linear.weight[0, i] = 1.0
-        torch.testing.assert_close(shortcut(baseline, tuning)[:, 0], 10.0 * expected[:, i], atol=1e-4, rtol=1e-5)
+        found = shortcut(baseline, tuning, level)[:, 0]
+        torch.testing.assert_close(found, 10.0 * expected[:, i], atol=1e-4, rtol=1e-5)
 
 
 def test_each_response_patch_is_told_its_own_bins(forecaster: Forecaster) -> None:
     seen: list[Tensor] = []
     handle = forecaster.response.bin_tuning.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     tuning = torch.arange(float(TUNING_QUANTITIES))[None]
-    forecaster.response(torch.zeros(1, 96), torch.zeros(1, 16), torch.zeros(1, 16), tuning)
+    forecaster.response(torch.zeros(1, 96), torch.zeros(1, 16), torch.zeros(1, 16), tuning, torch.zeros(1, LEVEL_QUANTITIES))
     handle.remove()
     assert seen[0].tolist() == [[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]]]
     assert TUNING_BINS == 8
@@ -140,6 +146,7 @@ def graph_inputs(*, neurons: int = 4, stimuli: int = 3, features: int = 5, seed:
     generator = torch.Generator().manual_seed(seed)
     return [
         torch.randn(neurons, 96, generator=generator) * 0.2,
+        torch.randn(neurons, LEVEL_QUANTITIES, generator=generator) * 0.3,
         torch.randn(neurons, 2, CONFIG.d + TUNING_QUANTITIES * features, generator=generator) * 0.5,
         torch.randn(stimuli, 2, CONFIG.d + features, generator=generator) * 0.5,
         torch.arange(neurons).repeat(stimuli),
@@ -163,7 +170,8 @@ def test_the_graphs_tuning_is_that_of_the_regression(forecaster: Forecaster) -> 
         for module in (forecaster.activation, forecaster.response)
     ]
     row_neuron, row_stimulus = torch.arange(neurons).repeat(5), torch.arange(5).repeat_interleave(neurons)
-    ServingGraph(forecaster)(torch.zeros(neurons, 96), neuron, stimulus, row_neuron, row_stimulus)
+    level = torch.zeros(neurons, LEVEL_QUANTITIES)
+    ServingGraph(forecaster)(torch.zeros(neurons, 96), level, neuron, stimulus, row_neuron, row_stimulus)
     for handle in handles:
         handle.remove()
     assert len(seen) == 2
@@ -176,7 +184,7 @@ def test_the_graphs_tuning_is_that_of_the_regression(forecaster: Forecaster) -> 
 def test_each_task_reads_its_own_vectors(forecaster: Forecaster) -> None:
     graph, inputs = ServingGraph(forecaster), graph_inputs()
     logit, response, spread = graph(*inputs)
-    for which in (1, 2):
+    for which in (2, 3):
         for task, changed_logit in ((ACTIVATION, True), (FORECAST, False)):
             other = [tensor.clone() for tensor in inputs]
             other[which][:, task, : CONFIG.d] += torch.randn(CONFIG.d)
@@ -191,11 +199,32 @@ def test_a_row_is_its_neuron_and_its_stimulus(forecaster: Forecaster) -> None:
     graph, inputs = ServingGraph(forecaster), graph_inputs()
     whole = graph(*inputs)
     for row in (0, 5, 11):
-        n, s = int(inputs[3][row]), int(inputs[4][row])
+        n, s = int(inputs[4][row]), int(inputs[5][row])
         first = torch.zeros(1, dtype=torch.int64)
-        alone = graph(inputs[0][n : n + 1], inputs[1][n : n + 1], inputs[2][s : s + 1], first, first)
+        of_neuron = [tensor[n : n + 1] for tensor in inputs[:3]]
+        alone = graph(*of_neuron, inputs[3][s : s + 1], first, first)
         for many, one in zip(whole, alone, strict=True):
             torch.testing.assert_close(many[row : row + 1], one, atol=1e-6, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_both_tasks_hear_the_level_in_the_transformer_and_past_it(forecaster: Forecaster) -> None:
+    inputs = graph_inputs()
+    changed = [tensor.clone() for tensor in inputs]
+    changed[1][2, 0] += 0.5
+    of_two = inputs[4] == 2
+    for way in ("both", "transformer", "shortcut"):
+        model = copy.deepcopy(forecaster)
+        for task in (model.activation, model.response):
+            if way == "shortcut":
+                task.known.weight[:, TUNING_QUANTITIES:] = 0.0
+            elif way == "transformer":
+                task.shortcut.linear.weight.zero_()
+        graph = ServingGraph(model)
+        plain, made = graph(*inputs)[:2], graph(*changed)[:2]
+        for before, after in zip(plain, made, strict=True):
+            assert not torch.isclose(before[of_two], after[of_two]).all(), way
+            assert torch.equal(before[~of_two], after[~of_two]), way
 
 
 @torch.no_grad()
@@ -222,6 +251,7 @@ def test_the_engines_vectors_give_what_training_gives() -> None:
         tuning=sources.tuning.neuron.astype(np.float32),
         population_tuning=sources.tuning.population.astype(np.float32),
         f0_minimum=np.zeros(n),
+        usual_f0=sources.reader.usual_f0,
         f0_range=np.zeros((n, 2)),
         noise_range=np.zeros((n, 2)),
     )
@@ -230,7 +260,12 @@ def test_the_engines_vectors_give_what_training_gives() -> None:
     for strange in (False, True):
         known = rows.neuron.clone()
         asked = rows if not strange else type(rows)(
-            **{**vars(rows), "neuron": torch.full_like(known, UNKNOWN), "tuning": rows.population_tuning}
+            **{
+                **vars(rows),
+                "neuron": torch.full_like(known, UNKNOWN),
+                "tuning": rows.population_tuning,
+                "level": torch.zeros_like(rows.level),
+            }
         )
         expected = model.predict(asked)
         at = np.full(n, -1) if strange else np.arange(n)
@@ -246,8 +281,11 @@ def test_the_engines_vectors_give_what_training_gives() -> None:
             ]
         )
         baseline = torch.from_numpy(sources.test.trials.baseline[rows.moment.numpy(), known.numpy()])
+        f0 = sources.test.trials.f0[rows.moment.numpy(), known.numpy()]
+        usual = np.zeros(len(rows)) if strange else vectors.usual_f0[known.numpy()]
         logit, response, spread = ServingGraph(model.forecaster)(
             baseline,
+            torch.from_numpy(f0_level(f0, usual)),
             torch.from_numpy(vectors.of_neurons(at)[known.numpy()]),
             torch.from_numpy(stimuli),
             torch.arange(len(rows)),
@@ -285,7 +323,8 @@ def test_other_sizes_work() -> None:
     graph = ServingGraph(tiny_forecaster(config))
     d, f = config.d, 3
     logit, response, spread = graph(
-        torch.randn(2, 48), torch.randn(2, 2, d + TUNING_QUANTITIES * f), torch.randn(1, 2, d + f),
+        torch.randn(2, 48), torch.randn(2, LEVEL_QUANTITIES), torch.randn(2, 2, d + TUNING_QUANTITIES * f),
+        torch.randn(1, 2, d + f),
         torch.tensor([0, 1, 1]), torch.zeros(3, dtype=torch.int64),
     )  # fmt: skip
     assert (logit.shape, response.shape, spread.shape) == ((3,), (3, 32), (3,))

@@ -15,6 +15,7 @@ from quantformer.errors import DataError, RecordingError
 from quantformer.labels import LabelRule
 from quantformer.recording import Recording
 from quantformer.signal import SignalRecipe
+from quantformer.tokens import UNKNOWN
 from quantformer_training.examples import Examples, ExampleSource
 from quantformer_training.fit import rows_of, vocabulary_of
 from quantformer_training.indexed import IndexedPart, IndexedSource, SessionReader
@@ -75,6 +76,16 @@ def test_gathered_rows_are_those_cut_at_once_bit_for_bit(both: tuple[ExampleSour
     same(Examples.joined(list(source.batches(lead=lead, size=7))), whole.at_lead(lead))
 
 
+def test_an_unknown_neuron_has_no_level(both: tuple[ExampleSource, IndexedPart]) -> None:
+    neuron = np.where(both[1].neuron == 1, UNKNOWN, both[1].neuron)
+    rows, plain = (indexed(dataclasses.replace(both[1], neuron=ids)).at_lead(3) for ids in (neuron, both[1].neuron))
+    at = rows.neuron == UNKNOWN
+    assert at.any()
+    assert plain.level.any(1).all()
+    assert not rows.level[at].any()
+    assert torch.equal(rows.level[~at], plain.level[~at])
+
+
 def test_an_even_choice_spans_the_rows(both: tuple[ExampleSource, IndexedPart]) -> None:
     whole, part = both
     few = indexed(part).at_lead(0, most=5)
@@ -114,6 +125,7 @@ def test_whole_trials_hold_every_neuron_and_say_which_are_valid(both: tuple[Exam
     assert torch.equal(valid.reshape(moments, 3), torch.from_numpy(both[1].trials.valid))
     assert not rows.baseline[~valid].any()
     assert not rows.response[~valid].any()
+    assert not rows.level[~valid].any()
     same(rows.select(valid.nonzero().flatten()), source.at_lead(0))
     drawn, usable = source.draw_trials(12, np.random.default_rng(0))
     assert len(drawn) == 12

@@ -11,7 +11,7 @@ import pytest
 
 from quantformer.bundle import Bundle, load_bundle
 from quantformer.errors import ProviderError
-from quantformer.signal import read_baseline, window_on_grid
+from quantformer.signal import f0_level, read_baseline, window_on_grid
 from quantformer_service.inference import Inference, Slot, open_session, write_input
 
 PATIENCE_S = 60.0
@@ -28,7 +28,7 @@ def filled(bundle: Bundle, *, rows: int = 96, seed: int = 0, neurons: int = 4) -
     slot.room(rows, neurons)[:] = rng.lognormal(5, 0.2, (rows, neurons))
     slot.observed = np.ones(rows, np.bool_)
     known = bundle.neurons(bundle.manifest.neuron_ids[:neurons], unknown="refuse")
-    slot.neuron, slot.f0_minimum = known.vectors, known.f0_minimum
+    slot.neuron, slot.f0_minimum, slot.usual_f0 = known.vectors, known.f0_minimum, known.usual_f0
     slot.stimulus = np.stack([bundle.stimulus("dir=000"), bundle.stimulus("dir=090")])
     slot.row_neuron = np.tile(np.arange(neurons), 2)
     slot.row_stimulus = np.repeat(np.arange(2), neurons)
@@ -59,11 +59,14 @@ def test_a_slot_comes_back_with_what_the_runtime_says_of_its_window(bundle: Bund
     baseline = read_baseline(window, recipe=bundle.recipe, f0_minimum=slot.f0_minimum, observed=slot.observed)
     assert done.baseline.tobytes() == baseline.dff.tobytes()
     np.testing.assert_array_equal(done.f0, baseline.f0)
+    np.testing.assert_array_equal(done.level, f0_level(baseline.f0, bundle.vectors.usual_f0[:4]))
+    assert np.ptp(done.level, axis=0).min() > 0.01
     direct = open_session(bundle, provider="cpu", threads=1)
     logit, response, spread = direct.run(
         ["logit", "response", "spread"],
         {
             "baseline": baseline.dff,
+            "level": f0_level(baseline.f0, slot.usual_f0),
             "neuron": slot.neuron,
             "stimulus": slot.stimulus,
             "row_neuron": slot.row_neuron,
@@ -79,6 +82,28 @@ def test_a_slot_comes_back_with_what_the_runtime_says_of_its_window(bundle: Bund
     np.testing.assert_allclose(done.low, low, atol=1e-5)
     np.testing.assert_allclose(done.high, high, atol=1e-5)
     assert 0 < slot.submitted_ns <= slot.done_ns
+    assert inference.stop(PATIENCE_S)
+
+
+def test_a_brighter_neuron_gets_another_answer_for_the_same_dff_an_unknown_one_does_not(bundle: Bundle) -> None:
+    woken = threading.Event()
+    inference = Inference(bundle, provider="cpu", threads=1, on_done=woken.set)
+    inference.start()
+    assert inference.ready.wait(PATIENCE_S)
+    answers = {}
+    for brightness in (1.0, 2.0):
+        slot = filled(bundle)
+        slot.values *= np.float32(brightness)
+        mixed = bundle.neurons([*bundle.manifest.neuron_ids[:3], "stranger"], unknown="mark")
+        slot.neuron, slot.f0_minimum, slot.usual_f0 = mixed.vectors, mixed.f0_minimum, mixed.usual_f0
+        answers[brightness] = computed(inference, woken, slot)
+    one, two = answers.values()
+    assert one.baseline.tobytes() == two.baseline.tobytes()
+    assert not one.level[3].any()
+    assert not two.level[3].any()
+    stranger = one.row_neuron == 3
+    np.testing.assert_array_equal(one.probability[stranger], two.probability[stranger])
+    assert (np.abs(one.probability - two.probability)[~stranger] > 1e-4).all()
     assert inference.stop(PATIENCE_S)
 
 
@@ -132,6 +157,7 @@ def test_at_another_rate_the_window_is_the_interpolated_one_over_observed_frames
     assert (~observed).sum() == 4
     expected = read_baseline(grid, recipe=bundle.recipe, f0_minimum=slot.f0_minimum, observed=observed)
     assert slot.baseline.tobytes() == expected.dff.tobytes()
+    np.testing.assert_array_equal(slot.level, f0_level(expected.f0, slot.usual_f0))
 
 
 def test_memory_is_reused_from_question_to_question() -> None:

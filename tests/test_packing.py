@@ -14,7 +14,7 @@ from small_recording import GRATING, small_recording
 from quantformer.bundle import Bundle, load_bundle
 from quantformer.errors import BundleError
 from quantformer.recording import Recording, StimulusTable
-from quantformer.signal import SignalRecipe, onset_frames
+from quantformer.signal import SignalRecipe, f0_level, onset_frames
 from quantformer.vocabulary import NOTHING, ONGOING
 from quantformer_training.calibrate import probability
 from quantformer_training.export import GraphInputs, run_graph
@@ -38,6 +38,7 @@ def asked(bundle: Bundle, *, unknown: bool = False) -> tuple[GraphInputs, np.nda
     assert known.known.all() != unknown
     inputs = GraphInputs(
         baseline=trials.baseline.reshape(n * neurons, -1),
+        level=f0_level(trials.f0, known.usual_f0).reshape(n * neurons, -1),
         neuron=np.tile(known.vectors, (n, 1, 1)),
         stimulus=np.stack([bundle.stimulus(name) for name in trials.moments.stimulus_id]),
         row_neuron=np.arange(n * neurons),
@@ -51,7 +52,9 @@ def test_the_graph_on_the_bundles_vectors_is_the_model_that_was_trained(bundle: 
     made = fitted()
     rows = made.source(made.real["test"]).at_lead(0)
     if unknown:
-        rows = dataclasses.replace(rows, neuron=torch.full_like(rows.neuron, -1), tuning=rows.population_tuning)
+        nobody = torch.full_like(rows.neuron, -1)
+        level = torch.zeros_like(rows.level)
+        rows = dataclasses.replace(rows, neuron=nobody, tuning=rows.population_tuning, level=level)
     expected = made.model.predict(rows)
     inputs, valid = asked(bundle, unknown=unknown)
     logit, response, spread = run_graph(bundle.graph, inputs)
@@ -73,11 +76,13 @@ def test_pseudo_onsets_are_asked_as_they_were_trained(bundle: Bundle) -> None:
         for category, features in zip(moments.category, moments.features, strict=True)
     ]
     n, neurons = trials.valid.shape
+    known = bundle.neurons(bundle.manifest.neuron_ids, unknown="refuse")
     logit, _, _ = run_graph(
         bundle.graph,
         GraphInputs(
             baseline=trials.baseline.reshape(n * neurons, -1),
-            neuron=np.tile(bundle.neurons(bundle.manifest.neuron_ids, unknown="refuse").vectors, (n, 1, 1)),
+            level=f0_level(trials.f0, known.usual_f0).reshape(n * neurons, -1),
+            neuron=np.tile(known.vectors, (n, 1, 1)),
             stimulus=np.stack(stimuli),
             row_neuron=np.arange(n * neurons),
             row_stimulus=np.repeat(np.arange(n), neurons),
@@ -120,6 +125,8 @@ def test_guards_are_those_of_training(bundle: Bundle) -> None:
     train = made.real["train"]
     found = bundle.neurons(bundle.manifest.neuron_ids, unknown="refuse")
     np.testing.assert_array_equal(found.f0_minimum, made.reader.f0_minimum)
+    np.testing.assert_array_equal(found.usual_f0, made.reader.usual_f0)
+    assert (found.usual_f0 > 0).all()
     np.testing.assert_array_equal(found.f0_range, np.stack([train.f0.min(0), train.f0.max(0)], axis=1))
 
 
@@ -179,8 +186,9 @@ def test_phases_are_the_moments_at_which_stimuli_began() -> None:
 
 def test_vectors_are_float32_and_whole() -> None:
     vectors = vectors_of(fitted())
+    in_fluorescence = ("f0_minimum", "usual_f0", "f0_range", "noise_range")
     for name, array in vectors.tensors().items():
-        assert array.dtype == (np.float64 if name in ("f0_minimum", "f0_range", "noise_range") else np.float32), name
+        assert array.dtype == (np.float64 if name in in_fluorescence else np.float32), name
         assert np.isfinite(array).all(), name
 
 

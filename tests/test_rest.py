@@ -196,6 +196,22 @@ def test_stateless_prediction_agrees_with_the_session(rest: Rest, session: int) 
     assert alone["valid"] == [True] * 12
 
 
+def test_stateless_prediction_knows_how_bright_a_neuron_usually_is(rest: Rest) -> None:
+    """The same dF/F of twice the light: another answer for neurons that the bundle knows, the same for a stranger."""
+    neurons, window = ["n000", "stranger", "n011"], traces(96, rois=3).T
+    plain, brighter = (
+        rest.predict(neurons=neurons, stimuli=[STIMULUS], fluorescence=(factor * window).tolist(), unknown="mark")
+        for factor in (np.float32(1.0), np.float32(2.0))
+    )
+    assert plain["known"] == brighter["known"] == [True, False, True]
+    assert plain["valid"] == brighter["valid"] == [True] * 3
+    moved = np.abs(np.subtract(plain["probability"], brighter["probability"]))[0]
+    assert moved[1] == 0.0
+    assert moved[[0, 2]].min() > 1e-4
+    assert plain["forecast"]["response"][0][1] == brighter["forecast"]["response"][0][1]
+    assert plain["forecast"]["response"][0][0] != brighter["forecast"]["response"][0][0]
+
+
 def test_stateless_prediction_refuses_what_it_cannot_do(rest: Rest) -> None:
     good = [[100.0] * 96]
     usual: dict[str, Any] = {"neurons": ["n000"], "stimuli": [STIMULUS], "fluorescence": good}

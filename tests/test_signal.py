@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from quantformer.errors import SignalError
 from quantformer.signal import (
+    LARGEST_LEVEL,
     SignalRecipe,
     baseline_f0,
+    f0_level,
     hold_missing,
     needs_interpolation,
     onset_frames,
@@ -113,7 +115,7 @@ def test_f0_leaves_out_frames_that_were_not_observed() -> None:
     window = np.arange(16, dtype=np.float32).reshape(8, 2)
     observed = np.array([True, True, True, True, False, True, True, False])
     np.testing.assert_array_equal(
-        baseline_f0(window, recipe=SHORT, observed=observed), np.float64([28, 31]) / 3
+        baseline_f0(window, recipe=SHORT, observed=observed), np.array([28.0, 31.0]) / 3
     )
     observed[3] = False
     assert np.isnan(baseline_f0(window, recipe=SHORT, observed=observed)).all()
@@ -276,3 +278,53 @@ def test_a_grid_that_begins_before_the_samples_is_refused() -> None:
         window_on_grid(samples, timestamps_s=clock, onset_s=3.0, recipe=RECIPE)
     with pytest.raises(SignalError, match="wait until enough frames"):
         window_on_grid(samples[:0], timestamps_s=clock[:0], onset_s=5.0, recipe=RECIPE)
+
+
+def test_a_level_by_hand() -> None:
+    found = f0_level(np.array([100.0, 200.0, 50.0]), np.full(3, 100.0))
+    expected = [[0.0, 0.0], [np.log(2.0), -0.5], [-np.log(2.0), 1.0]]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert found.dtype == np.float32
+    assert f0_level(np.empty(0), np.empty(0)).shape == (0, 2)
+
+
+def test_a_level_is_clipped_at_both_ends() -> None:
+    found = f0_level(np.array([1e30, 1e-30, 1000.0, 20.0]), np.full(4, 100.0))
+    # The second number has no lower bound to reach: F0 without end is a dF/F of -1.
+    np.testing.assert_allclose(
+        found, [[LARGEST_LEVEL, -1.0], [-LARGEST_LEVEL, LARGEST_LEVEL], [np.log(10), -0.9], [-np.log(5), 3.0]], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("bad", [0.0, -0.0, -100.0, np.nan, np.inf, -np.inf])
+def test_a_level_that_is_not_known_is_zero_and_harms_no_other(bad: float) -> None:
+    good = np.full(2, 100.0)
+    of_f0 = f0_level(np.array([bad, 200.0]), good)
+    of_usual = f0_level(2 * good, np.array([bad, 100.0]))
+    for found in (of_f0, of_usual):
+        assert found[0].tolist() == [0.0, 0.0]
+        np.testing.assert_allclose(found[1], [np.log(2.0), -0.5], rtol=1e-6)
+
+
+anything = st.floats(width=32)
+fluorescence = st.floats(2.0**-20, 2.0**30, width=32)
+
+
+@given(f0=hnp.arrays(np.float64, 5, elements=anything), usual=hnp.arrays(np.float64, 5, elements=anything))
+def test_a_level_is_finite_and_bounded_whatever_it_is_given(f0: NDArray[np.float64], usual: NDArray[np.float64]) -> None:
+    found = f0_level(f0, usual)
+    assert np.isfinite(found).all()
+    assert (np.abs(found) <= LARGEST_LEVEL).all()
+
+
+@given(f0=hnp.arrays(np.float64, 6, elements=fluorescence), usual=fluorescence)
+def test_a_brighter_baseline_has_a_higher_level(f0: NDArray[np.float64], usual: float) -> None:
+    found = f0_level(np.sort(f0), np.full(6, usual)).astype(np.float64)
+    assert (np.diff(found[:, 0]) >= 0).all()
+    assert (np.diff(found[:, 1]) <= 0).all()
+
+
+@given(f0=fluorescence, usual=fluorescence, factor=st.floats(2.0**-10, 2.0**10))
+def test_a_level_has_no_unit(f0: float, usual: float, factor: float) -> None:
+    plain, scaled = (f0_level(np.array([c * f0]), np.array([c * usual])) for c in (1.0, factor))
+    np.testing.assert_allclose(scaled, plain, rtol=1e-6, atol=1e-6)

@@ -20,7 +20,7 @@ from running_service import PATIENCE_S, RunningService
 from quantformer.config import ModelConfig
 from quantformer.forecaster import CLIP
 from quantformer.recording import Recording
-from quantformer.signal import SignalRecipe, hold_missing, read_baseline
+from quantformer.signal import SignalRecipe, f0_level, hold_missing, read_baseline
 from quantformer_client import Answer, Disturbance, Microscope, Played, Player, Presentation, SignalDeclaration, wire
 from quantformer_training.calibrate import probability
 from quantformer_training.examples import Examples
@@ -348,7 +348,7 @@ def test_with_frames_lost_the_windows_hold_what_they_hold_offline(both: Both) ->
     number = np.arange(len(run.observed))
     scale = np.float32(both.fitted.pretrained.signal_scale)
     windows = np.zeros((len(both.trials.moments), reader.recording.neurons, BASELINE), np.float32)
-    valid = np.zeros(windows.shape[:2], bool)
+    valid, level = np.zeros(windows.shape[:2], bool), np.zeros((*windows.shape[:2], 2), np.float32)
     at_onset: dict[int, Answer] = {}
     holes = 0
     for asked, answer in run.answers.items():
@@ -373,12 +373,16 @@ def test_with_frames_lost_the_windows_hold_what_they_hold_offline(both: Both) ->
         if asked.how == "time":
             at_onset[asked.moment] = answer
             windows[asked.moment], valid[asked.moment] = offline.dff, offline.valid
+            level[asked.moment] = f0_level(offline.f0, reader.usual_f0)
     assert holes > 0
     # The same rows as without losses, each with its own held window.
     rows = both.fitted.source(both.trials).at_lead(0)
     kept = rows.select(torch.from_numpy(valid[rows.moment.numpy(), rows.neuron.numpy()]))
-    held = torch.from_numpy(windows[kept.moment.numpy(), kept.neuron.numpy()] / scale).clamp(-CLIP, CLIP)
-    assert compare(both, at_onset, replace(kept, baseline=held)) > 0.9 * both.trials.valid.sum()
+    at = kept.moment.numpy(), kept.neuron.numpy()
+    held = replace(
+        kept, baseline=torch.from_numpy(windows[at] / scale).clamp(-CLIP, CLIP), level=torch.from_numpy(level[at])
+    )
+    assert compare(both, at_onset, held) > 0.9 * both.trials.valid.sum()
 
 
 @pytest.mark.parametrize("other", ["again", "tcp"])

@@ -229,7 +229,18 @@ def test_guards_come_from_training_frames_alone() -> None:
     recording = small_recording(neurons=2, trials=12)
     split = split_by_time(recording, recipe=RECIPE, train_trials=6)
     brighter = with_values(recording, slice(split.train[0][1], None), 1e6)
-    np.testing.assert_array_equal(reader_of(recording, split).f0_minimum, reader_of(brighter, split).f0_minimum)
+    plain, other = reader_of(recording, split), reader_of(brighter, split)
+    np.testing.assert_array_equal(plain.f0_minimum, other.f0_minimum)
+    np.testing.assert_array_equal(plain.usual_f0, other.usual_f0)
+    np.testing.assert_array_equal(plain.usual_f0, np.median(recording.fluorescence[slice(*split.train[0])], axis=0))
+    assert not np.array_equal(plain.usual_f0, reader_of(brighter).usual_f0), "the later frames would have been seen"
+
+
+def test_the_usual_level_of_a_neuron_never_seen_or_below_zero_is_not_known() -> None:
+    recording = small_recording(neurons=3, trials=6)
+    dark = with_values(with_values(recording, slice(None), np.nan, neuron=0), slice(None), -5.0, neuron=1)
+    assert reader_of(dark).usual_f0[:2].tolist() == [0.0, 0.0]
+    assert reader_of(dark).usual_f0[2] == reader_of(recording).usual_f0[2] > 0
 
 
 def test_epochs_are_not_presentations() -> None:

@@ -56,6 +56,7 @@ def write_tiny_bundle(
         tuning=rng.normal(0, 0.1, (n, TUNING_QUANTITIES, recipe.tuning_width + 8)).astype(np.float32),
         population_tuning=rng.normal(0, 0.1, (TUNING_QUANTITIES, recipe.tuning_width + 8)).astype(np.float32),
         f0_minimum=np.full(n, 1.0),
+        usual_f0=np.linspace(80.0, 200.0, n),
         f0_range=np.tile([50.0, 2000.0], (n, 1)),
         noise_range=np.tile([0.0, 1.0], (n, 1)),
     )

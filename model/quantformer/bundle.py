@@ -39,7 +39,8 @@ class Vectors:
     """What the graph is given. Learned: ``neuron`` float32 ``(n, 2, d)``, ``unknown`` ``(2, d)``, ``stimulus_weight``
     ``(width, 2, d)``, ``stimulus_id`` ``(ids, 2, d)``. Regressed: ``tuning`` ``(n, 9, tuning features)`` and
     ``population_tuning`` ``(9, tuning features)``. Per neuron, in fluorescence units, ``f0_minimum`` (below it a
-    window is rejected) and ``f0_range`` ``(n, 2)`` and ``noise_range`` ``(n, 2)`` as training saw them.
+    window is rejected), ``usual_f0`` (the median in training), and ``f0_range`` ``(n, 2)`` and ``noise_range`` ``(n, 2)`` as
+    training saw them.
     """
 
     neuron: NDArray[np.float32]
@@ -49,6 +50,7 @@ class Vectors:
     tuning: NDArray[np.float32]
     population_tuning: NDArray[np.float32]
     f0_minimum: NDArray[np.float64]
+    usual_f0: NDArray[np.float64]
     f0_range: NDArray[np.float64]
     noise_range: NDArray[np.float64]
 
@@ -85,12 +87,13 @@ class Vectors:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NeuronRows:
     """Vectors and guards of asked neurons, in the order asked. ``known`` is False where the trained unknown vector
-    serves; such neurons have ``f0_minimum`` 0 and a NaN ``f0_range``.
+    serves; such neurons have ``f0_minimum`` and ``usual_f0`` 0 and a NaN ``f0_range``.
     """
 
     vectors: NDArray[np.float32]
     known: NDArray[np.bool_]
     f0_minimum: NDArray[np.float64]
+    usual_f0: NDArray[np.float64]
     f0_range: NDArray[np.float64]
 
 
@@ -134,6 +137,7 @@ class Bundle:
             vectors=self.vectors.of_neurons(rows),
             known=known,
             f0_minimum=np.where(known, self.vectors.f0_minimum[rows], 0.0),
+            usual_f0=np.where(known, self.vectors.usual_f0[rows], 0.0),
             f0_range=np.where(known[:, None], self.vectors.f0_range[rows], np.nan),
         )
 
@@ -199,6 +203,7 @@ class Bundle:
             tuning=np.concatenate([old.tuning, vectors.tuning]),
             population_tuning=old.population_tuning,
             f0_minimum=np.concatenate([old.f0_minimum, vectors.f0_minimum]),
+            usual_f0=np.concatenate([old.usual_f0, vectors.usual_f0]),
             f0_range=np.concatenate([old.f0_range, vectors.f0_range]),
             noise_range=np.concatenate([old.noise_range, vectors.noise_range]),
         )
@@ -305,6 +310,7 @@ def _parse_vectors(content: bytes, *, manifest: Manifest, source: Path) -> Vecto
         "tuning": ((n, TUNING_QUANTITIES, tuned), np.float32),
         "population_tuning": ((TUNING_QUANTITIES, tuned), np.float32),
         "f0_minimum": ((n,), np.float64),
+        "usual_f0": ((n,), np.float64),
         "f0_range": ((n, 2), np.float64),
         "noise_range": ((n, 2), np.float64),
     }

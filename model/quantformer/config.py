@@ -11,6 +11,8 @@ from quantformer.errors import UsageError
 #: What is known of a neuron and stimulus beforehand: the rate of active responses, and mean dF/F in bins of the response.
 TUNING_BINS = 8
 TUNING_QUANTITIES = 1 + TUNING_BINS
+#: How F0 stands against the neuron's usual fluorescence: `quantformer.signal.f0_level`.
+LEVEL_QUANTITIES = 2
 #: Bins in which the network's summary of a baseline is told.
 BASELINE_BINS = 8
 #: Sizes beyond these are mistakes, or a file that would exhaust the machine.

@@ -3,7 +3,8 @@
 Each task has its own copy of the pre-trained encoder and its own [NEURON] and [STIM] vectors. Beyond the paper, each
 question also carries its *tuning*: what this neuron did after this stimulus in training (rate of active responses, mean
 response), from a regularised regression. With six trials a neuron and stimulus, vectors learned by gradient do not find
-this; without it the network is behind a table of rates. `ServingGraph` is the whole as one function of data, which is
+this; without it the network is behind a table of rates. It also carries the *level*: how F0 stands against the neuron's usual
+fluorescence, which dF/F alone does not tell. `ServingGraph` is the whole as one function of data, which is
 what a bundle holds.
 """
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from quantformer.autoencoder import Encoder, FrozenAutoencoder
-from quantformer.config import BASELINE_BINS, TUNING_BINS, TUNING_QUANTITIES, ModelConfig
+from quantformer.config import BASELINE_BINS, LEVEL_QUANTITIES, TUNING_BINS, TUNING_QUANTITIES, ModelConfig
 from quantformer.patches import from_patches, to_patches
 
 #: Index of each task's vectors in arrays of shape ``[..., 2, d]``.
@@ -29,7 +30,7 @@ SHORTCUT_GAIN: Final = 10.0
 
 
 class Shortcut(nn.Module):
-    """A linear map around the transformer, from a summary of the baseline and the tuning to ``width`` outputs.
+    """A linear map around the transformer, from a summary of the baseline, the level and the tuning to ``width`` outputs.
 
     The summary is what the best simple baselines use: eight bins, standard deviation and last five frames. Starts at
     zero, so the network begins as the paper's.
@@ -37,19 +38,24 @@ class Shortcut(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(BASELINE_BINS + 2 + TUNING_QUANTITIES, width)
+        self.linear = nn.Linear(BASELINE_BINS + 2 + LEVEL_QUANTITIES + TUNING_QUANTITIES, width)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, baseline: Tensor, tuning: Tensor) -> Tensor:
-        """``[B, width]`` from ``[B, 96]`` and ``[B, TUNING_QUANTITIES]``."""
+    def forward(self, baseline: Tensor, tuning: Tensor, level: Tensor) -> Tensor:
+        """``[B, width]`` from ``[B, 96]``, ``[B, TUNING_QUANTITIES]`` and ``[B, LEVEL_QUANTITIES]``."""
+        # A rate between 0 and 1 needs a weight of several units; the gain lets a small learning rate reach it in time.
+        mapped: Tensor = SHORTCUT_GAIN * self.linear(self.inputs(baseline, tuning, level))
+        return mapped
+
+    @staticmethod
+    def inputs(baseline: Tensor, tuning: Tensor, level: Tensor) -> Tensor:
+        """What the map is linear in, ``[B, inputs]``."""
         bins = baseline.reshape(baseline.shape[0], BASELINE_BINS, -1).mean(-1)
         centred = baseline - baseline.mean(-1, keepdim=True)
         deviation = (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
         end = baseline[:, -5:].mean(-1, keepdim=True)
-        # A rate between 0 and 1 needs a weight of several units; the gain lets a small learning rate reach it in time.
-        mapped: Tensor = SHORTCUT_GAIN * self.linear(torch.cat([bins, deviation, end, tuning], dim=1))
-        return mapped
+        return torch.cat([bins, deviation, end, level, tuning], dim=1)
 
 
 class ActivationNetwork(nn.Module):
@@ -60,17 +66,17 @@ class ActivationNetwork(nn.Module):
         self.config = config
         self.encoder = encoder
         self.cls_token = nn.Parameter(torch.randn(config.d) * 0.02)
-        self.tuning = nn.Linear(TUNING_QUANTITIES, config.d)
+        self.known = nn.Linear(TUNING_QUANTITIES + LEVEL_QUANTITIES, config.d)
         self.head = nn.Linear(config.d, 1)
         self.shortcut = Shortcut(1)
 
-    def forward(self, baseline: Tensor, neuron: Tensor, stimulus: Tensor, tuning: Tensor) -> Tensor:
-        """Logits ``[B]`` from ``[B, 96]``, ``[B, d]``, ``[B, d]`` and ``[B, TUNING_QUANTITIES]``."""
+    def forward(self, baseline: Tensor, neuron: Tensor, stimulus: Tensor, tuning: Tensor, level: Tensor) -> Tensor:
+        """Logits ``[B]`` from ``[B, 96]``, ``[B, d]``, ``[B, d]``, ``[B, TUNING_QUANTITIES]`` and ``[B, LEVEL_QUANTITIES]``."""
         tokens = self.encoder.embedding(to_patches(baseline, patch_frames=self.config.patch_frames))
         cls_token = self.cls_token.expand(tokens.shape[0], 1, -1)
-        stimulus = stimulus + self.tuning(tuning)
+        stimulus = stimulus + self.known(torch.cat([tuning, level], dim=1))
         sequence = torch.cat([cls_token, neuron[:, None], stimulus[:, None], tokens], dim=1)
-        logit: Tensor = (self.head(self.encoder.transformer(sequence)[:, 0]) + self.shortcut(baseline, tuning))[:, 0]
+        logit: Tensor = (self.head(self.encoder.transformer(sequence)[:, 0]) + self.shortcut(baseline, tuning, level))[:, 0]
         return logit
 
 
@@ -94,7 +100,7 @@ class ResponseNetwork(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = encoder
-        self.tuning = nn.Linear(TUNING_QUANTITIES, config.d)
+        self.known = nn.Linear(TUNING_QUANTITIES + LEVEL_QUANTITIES, config.d)
         self.bin_tuning = nn.Linear(TUNING_BINS // config.response_patches, config.d)
         self.shortcut = Shortcut(config.response_frames)
         self.refine = nn.Linear(config.d, config.patch_frames)
@@ -102,10 +108,12 @@ class ResponseNetwork(nn.Module):
         nn.init.zeros_(self.refine.bias)
         self.head = nn.Sequential(nn.Linear(config.d, 2 * config.d), nn.GELU(), nn.Linear(2 * config.d, config.codes))
 
-    def forward(self, baseline: Tensor, neuron: Tensor, stimulus: Tensor, tuning: Tensor) -> ResponseAnswer:
-        """From ``[B, 96]``, ``[B, d]``, ``[B, d]`` and ``[B, TUNING_QUANTITIES]``."""
+    def forward(
+        self, baseline: Tensor, neuron: Tensor, stimulus: Tensor, tuning: Tensor, level: Tensor
+    ) -> ResponseAnswer:
+        """From ``[B, 96]``, ``[B, d]``, ``[B, d]``, ``[B, TUNING_QUANTITIES]`` and ``[B, LEVEL_QUANTITIES]``."""
         embedding = self.encoder.embedding
-        stimulus = stimulus + self.tuning(tuning)
+        stimulus = stimulus + self.known(torch.cat([tuning, level], dim=1))
         tokens = embedding(to_patches(baseline, patch_frames=self.config.patch_frames))
         # Each response patch is told the mean response in its own bins.
         bins = tuning[:, 1:].reshape(tuning.shape[0], self.config.response_patches, -1)
@@ -113,7 +121,7 @@ class ResponseNetwork(nn.Module):
         sequence = torch.cat([neuron[:, None], stimulus[:, None], tokens, masks], dim=1)
         encoded = self.encoder.transformer(sequence)[:, 2:]
         response = from_patches(self.refine(encoded[:, self.config.baseline_patches :]))
-        return ResponseAnswer(code_logits=self.head(encoded), correction=response + self.shortcut(baseline, tuning))
+        return ResponseAnswer(code_logits=self.head(encoded), correction=response + self.shortcut(baseline, tuning, level))
 
 
 class Forecaster(nn.Module):
@@ -163,17 +171,24 @@ class ServingGraph(nn.Module):
         self.forecaster = forecaster
 
     def forward(
-        self, baseline: Tensor, neuron: Tensor, stimulus: Tensor, row_neuron: Tensor, row_stimulus: Tensor
+        self,
+        baseline: Tensor,
+        level: Tensor,
+        neuron: Tensor,
+        stimulus: Tensor,
+        row_neuron: Tensor,
+        row_stimulus: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """``logit [B]``, ``response [B, 64]`` in dF/F and ``spread [B]`` in dF/F."""
         model = self.forecaster
         d = model.config.d
         rows = (baseline[row_neuron] / model.signal_scale).clamp(-CLIP, CLIP)
+        of_level = level[row_neuron]
         of_neuron, of_stimulus = neuron[row_neuron], stimulus[row_stimulus]
         coefficients = of_neuron[:, ACTIVATION, d:].reshape(row_neuron.shape[0], TUNING_QUANTITIES, -1)
         tuning = (coefficients * of_stimulus[:, None, ACTIVATION, d:]).sum(-1)
-        logit = model.activation(rows, of_neuron[:, ACTIVATION, :d], of_stimulus[:, ACTIVATION, :d], tuning)
-        answer = model.response(rows, of_neuron[:, FORECAST, :d], of_stimulus[:, FORECAST, :d], tuning)
+        logit = model.activation(rows, of_neuron[:, ACTIVATION, :d], of_stimulus[:, ACTIVATION, :d], tuning, of_level)
+        answer = model.response(rows, of_neuron[:, FORECAST, :d], of_stimulus[:, FORECAST, :d], tuning, of_level)
         return logit, model.decode(answer), model.spread(answer)
 
 

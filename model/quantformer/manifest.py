@@ -12,8 +12,10 @@ from quantformer.errors import BundleError, SignalError
 from quantformer.signal import SignalRecipe
 from quantformer.vocabulary import StimulusRecipe
 
-#: Number of the manifest's schema. Older ones are read, newer ones refused.
-SCHEMA = 1
+#: Number of the manifest's schema; newer ones are refused. Schema 1 lacked the neurons' usual fluorescence, which its graph
+#: did not ask for either: such a bundle has to be exported again.
+SCHEMA = 2
+OLDEST_SCHEMA = 2
 FORMAT: Final = "quantformer-bundle"
 
 _Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -130,8 +132,10 @@ def parse_manifest(text: bytes, *, source: str) -> Manifest:
         ) from None
     if head.format != FORMAT:
         raise BundleError(f"{source} has format {head.format!r}, expected {FORMAT!r}: this is another program's file")
-    if head.schema < 1:
-        raise BundleError(f"{source} has schema {head.schema}, expected 1 to {SCHEMA}; it is damaged: export it again")
+    if head.schema < OLDEST_SCHEMA:
+        raise BundleError(
+            f"{source} has schema {head.schema}, this software reads {OLDEST_SCHEMA} to {SCHEMA}: export the bundle again"
+        )
     if head.schema > SCHEMA:
         raise BundleError(f"{source} has schema {head.schema}, this software reads up to {SCHEMA}: update quantformer")
     try:

@@ -18,6 +18,8 @@ from quantformer.errors import SignalError
 FRAME_FOR_FRAME_HZ = (28.5, 31.5)
 #: Below this rate in Hz a recording is used only by explicit choice.
 LOWEST_HZ = 15.0
+#: Bound of `f0_level`.
+LARGEST_LEVEL = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +143,20 @@ def read_baseline(
     out = np.empty((window.shape[1], recipe.baseline_frames), np.float32)
     f0, valid = write_baseline(window, recipe=recipe, out=out, f0_minimum=f0_minimum, observed=observed)
     return Baseline(dff=out, f0=f0, valid=valid)
+
+
+def f0_level(f0: NDArray[np.float64], usual: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Where F0 stands against the neuron's usual fluorescence: ``log(f0 / usual)`` and ``usual / f0 - 1``, ``(neurons, 2)``.
+
+    dF/F alone does not tell whether a baseline is quiet; the second number is the dF/F of a return to the usual level. Both
+    are clipped to +-3, and 0 for a neuron whose usual level (same units; 0 where it is not known) or F0 is not positive and
+    finite.
+    """
+    known = (usual > 0) & (f0 > 0) & np.isfinite(usual) & np.isfinite(f0)
+    ratio = np.where(known, usual, 1.0) / np.where(known, f0, 1.0)
+    level = np.stack([-np.log(ratio), ratio - 1.0], axis=-1)
+    clipped: NDArray[np.float32] = np.clip(level, -LARGEST_LEVEL, LARGEST_LEVEL).astype(np.float32)
+    return clipped
 
 
 def needs_interpolation(rate_hz: float, *, accept_slow: bool = False) -> bool:

@@ -87,7 +87,8 @@ def capture(question: Question, slot: Slot, *, window: FrameWindow, declared: De
     slot.observed = np.zeros(rows, np.bool_)
     slot.observed[:kept] = observed
     slot.interpolated, slot.anchor_s = declared.interpolated, anchor_s
-    slot.neuron, slot.f0_minimum = declared.neurons.vectors, declared.neurons.f0_minimum
+    slot.neuron = declared.neurons.vectors
+    slot.f0_minimum, slot.usual_f0 = declared.neurons.f0_minimum, declared.neurons.usual_f0
     slot.stimulus = question.stimuli.vectors
     count = len(question.stimuli.labels)
     slot.row_neuron = np.tile(question.rois, count)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from quantformer.bundle import Bundle
 from quantformer.errors import ProviderError
-from quantformer.signal import SignalRecipe, window_on_grid, write_baseline
+from quantformer.signal import SignalRecipe, f0_level, window_on_grid, write_baseline
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ class Slot:
         self.interpolated = False
         self.neuron = np.empty((0, 2, 0), np.float32)
         self.f0_minimum = np.empty(0, np.float64)
+        self.usual_f0 = np.empty(0, np.float64)
         self.stimulus = np.empty((0, 2, 0), np.float32)
         self.row_neuron = np.empty(0, np.int64)
         self.row_stimulus = np.empty(0, np.int64)
@@ -54,6 +55,7 @@ class Slot:
         self.submitted_ns = self.done_ns = 0
         self.failure: str | None = None
         self.baseline = np.empty((0, 0), np.float32)
+        self.level = np.empty((0, 2), np.float32)
         self.f0 = np.empty(0, np.float64)
         self.usable = np.empty(0, np.bool_)
         self.probability = np.empty(0, np.float32)
@@ -77,7 +79,7 @@ class Slot:
 
 
 def write_input(slot: Slot, recipe: SignalRecipe) -> None:
-    """Turn the captured frames into the network's input: fills ``baseline``, ``f0`` and ``usable``."""
+    """Turn the captured frames into the network's input: fills ``baseline``, ``level``, ``f0`` and ``usable``."""
     out = slot.dff_room(slot.values.shape[1], recipe.baseline_frames)
     window, observed = slot.values, slot.observed
     if slot.interpolated:
@@ -96,6 +98,7 @@ def write_input(slot: Slot, recipe: SignalRecipe) -> None:
         f0_minimum=slot.f0_minimum,
         observed=None if observed.all() else observed,
     )
+    slot.level = f0_level(slot.f0, slot.usual_f0)
 
 
 class Inference:
@@ -161,7 +164,7 @@ class Inference:
         slot = Slot()
         slot.room(recipe.baseline_frames, 1).fill(100.0)
         slot.observed = np.ones(recipe.baseline_frames, np.bool_)
-        slot.neuron, slot.f0_minimum = neuron.vectors, neuron.f0_minimum
+        slot.neuron, slot.f0_minimum, slot.usual_f0 = neuron.vectors, neuron.f0_minimum, neuron.usual_f0
         slot.stimulus = self._bundle.stimulus_from_features(category=stimuli.categories[0], features={})[None]
         slot.row_neuron = slot.row_stimulus = np.zeros(1, np.int64)
         for _ in range(WARM_UP_RUNS):
@@ -174,6 +177,7 @@ class Inference:
             ["logit", "response", "spread"],
             {
                 "baseline": slot.baseline,
+                "level": slot.level,
                 "neuron": slot.neuron,
                 "stimulus": slot.stimulus,
                 "row_neuron": slot.row_neuron,

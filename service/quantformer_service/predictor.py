@@ -17,7 +17,7 @@ import numpy as np
 
 from quantformer.bundle import Bundle, load_bundle
 from quantformer.errors import DataError
-from quantformer.signal import write_baseline
+from quantformer.signal import f0_level, write_baseline
 from quantformer_client import wire
 from quantformer_service.forms import Detail, Forecast
 from quantformer_service.inference import open_session
@@ -95,12 +95,13 @@ class Predictor:
         with np.errstate(over="ignore"):
             window = np.array(asked.fluorescence, dtype=np.float32).T
         dff = np.empty((n, frames), np.float32)
-        _, valid = write_baseline(window, recipe=recipe, out=dff, f0_minimum=rows.f0_minimum)
+        f0, valid = write_baseline(window, recipe=recipe, out=dff, f0_minimum=rows.f0_minimum)
         s = len(shown.labels)
         logit, response, spread = self._session.run(
             ["logit", "response", "spread"],
             {
                 "baseline": dff,
+                "level": f0_level(f0, rows.usual_f0),
                 "neuron": rows.vectors,
                 "stimulus": shown.vectors,
                 "row_neuron": np.tile(np.arange(n, dtype=np.int64), s),

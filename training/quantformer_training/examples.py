@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quantformer.forecaster import CLIP
-from quantformer.signal import SignalRecipe
+from quantformer.signal import SignalRecipe, f0_level
 from quantformer.tokens import UNKNOWN
 from quantformer.vocabulary import StimulusRecipe
 from quantformer_training.trials import Moments, TrialReader, Trials
@@ -49,8 +49,9 @@ class Vocabulary:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Examples:
     """Rows for the networks. ``baseline`` ``[B, 96]`` and ``trace`` ``[B, 160]`` (baseline without lead or gaps, and
-    response) are dF/F over the signal scale; ``response`` ``[B, 64]`` is dF/F; ``tuning`` ``[B, 9]`` is what
-    is known of the neuron and stimulus, ``population_tuning`` of the mean neuron; ``moment`` indexes the trials' moments.
+    response) are dF/F over the signal scale; ``response`` ``[B, 64]`` is dF/F; ``level`` ``[B, 2]`` is `f0_level` of the
+    baseline as given, zero for an unknown neuron; ``tuning`` ``[B, 9]`` is what is known of the neuron and stimulus,
+    ``population_tuning`` of the mean neuron; ``moment`` indexes the trials' moments.
     """
 
     baseline: Tensor
@@ -60,6 +61,7 @@ class Examples:
     neuron: Tensor
     features: Tensor
     stimulus: Tensor
+    level: Tensor
     tuning: Tensor
     population_tuning: Tensor
     moment: Tensor
@@ -123,15 +125,18 @@ class ExampleSource:
     def _examples(self, index: NDArray[np.intp], missing: list[NDArray[np.bool_]]) -> Examples:
         trials, neurons = self.trials, len(self.neuron)
         baseline = np.empty((len(index), neurons, self.reader.recipe.baseline_frames), np.float32)
-        valid = trials.valid[index].copy()
+        f0, valid = trials.f0[index].copy(), trials.valid[index].copy()
         for row, (i, gaps) in enumerate(zip(index, missing, strict=True)):
             if gaps.any():
-                valid[row] &= self.reader.write(trials.moments, int(i), out=baseline[row], missing=gaps)[1]
+                f0[row], usable = self.reader.write(trials.moments, int(i), out=baseline[row], missing=gaps)
+                valid[row] &= usable
             else:
                 baseline[row] = trials.baseline[i]
         moment, neuron = np.nonzero(valid)
         trial = index[moment]
         scale = np.float32(self.signal_scale)
+        # A neuron that the network does not know is told no level, as in serving.
+        usual = np.where(self.neuron == UNKNOWN, 0.0, self.reader.usual_f0)
         whole = np.concatenate([trials.baseline[trial, neuron], trials.response[trial, neuron]], axis=1)
         return Examples(
             baseline=torch.from_numpy(baseline[moment, neuron] / scale).clamp(-CLIP, CLIP),
@@ -141,6 +146,7 @@ class ExampleSource:
             neuron=torch.from_numpy(self.neuron[neuron]),
             features=torch.from_numpy(self.features[trial]),
             stimulus=torch.from_numpy(self.stimulus[trial]),
+            level=torch.from_numpy(f0_level(f0[moment, neuron], usual[neuron])),
             tuning=torch.from_numpy(self.tuning[trial, neuron]),
             population_tuning=torch.from_numpy(self.population_tuning[trial]),
             moment=torch.from_numpy(trial),

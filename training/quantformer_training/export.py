@@ -13,12 +13,12 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from quantformer.config import TUNING_QUANTITIES, ModelConfig
+from quantformer.config import LEVEL_QUANTITIES, TUNING_QUANTITIES, ModelConfig
 from quantformer.errors import BundleError
 from quantformer.forecaster import Forecaster, ServingGraph
 from quantformer.manifest import Parity
 
-INPUTS = ("baseline", "neuron", "stimulus", "row_neuron", "row_stimulus")
+INPUTS = ("baseline", "level", "neuron", "stimulus", "row_neuron", "row_stimulus")
 OUTPUTS = ("logit", "response", "spread")
 _EXPORTER_LOGS = tuple(logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir"))
 #: Largest absolute difference in float32 between PyTorch and ONNX Runtime that a bundle may have.
@@ -30,6 +30,7 @@ class GraphInputs:
     """One call of the graph, as in `docs/architecture.md`."""
 
     baseline: NDArray[np.float32]
+    level: NDArray[np.float32]
     neuron: NDArray[np.float32]
     stimulus: NDArray[np.float32]
     row_neuron: NDArray[np.int64]
@@ -47,6 +48,7 @@ def example_inputs(
     rng = np.random.default_rng(seed)
     return GraphInputs(
         baseline=rng.normal(0, 0.2, (neurons, config.baseline_frames)).astype(np.float32),
+        level=rng.normal(0, 0.3, (neurons, LEVEL_QUANTITIES)).astype(np.float32),
         neuron=rng.normal(0, 0.5, (neurons, 2, config.d + TUNING_QUANTITIES * features)).astype(np.float32),
         stimulus=rng.normal(0, 0.5, (stimuli, 2, config.d + features)).astype(np.float32),
         row_neuron=rng.integers(0, neurons, rows),
@@ -75,6 +77,7 @@ def export_graph(forecaster: Forecaster) -> bytes:
             input_names=list(INPUTS),
             output_names=list(OUTPUTS),
             dynamic_shapes=(
+                {0: n},
                 {0: n},
                 {0: n, 2: config.d + TUNING_QUANTITIES * f},
                 {0: s, 2: config.d + f},

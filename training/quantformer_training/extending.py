@@ -58,6 +58,7 @@ def extend(bundle: Bundle, recording: Recording, *, path: Path) -> Bundle:
         tuning=tuning.astype(np.float32),
         population_tuning=old.population_tuning,
         f0_minimum=reader.f0_minimum,
+        usual_f0=reader.usual_f0,
         f0_range=f0_range,
         noise_range=noise_range,
     )

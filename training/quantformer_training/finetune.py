@@ -179,14 +179,14 @@ def mean_loss(loss: Callable[[Examples], Tensor], rows: Examples) -> float:
 def ask_activation(model: Forecaster, tokens: TaskTokens, rows: Examples) -> Tensor:
     """Activation logits ``[B]``."""
     stimulus = tokens.stimulus(rows.features, rows.stimulus)
-    logit: Tensor = model.activation(rows.baseline, tokens.neuron(rows.neuron), stimulus, rows.tuning)
+    logit: Tensor = model.activation(rows.baseline, tokens.neuron(rows.neuron), stimulus, rows.tuning, rows.level)
     return logit
 
 
 def ask_response(model: Forecaster, tokens: TaskTokens, rows: Examples) -> ResponseAnswer:
     """Codes and correction."""
     stimulus = tokens.stimulus(rows.features, rows.stimulus)
-    answer: ResponseAnswer = model.response(rows.baseline, tokens.neuron(rows.neuron), stimulus, rows.tuning)
+    answer: ResponseAnswer = model.response(rows.baseline, tokens.neuron(rows.neuron), stimulus, rows.tuning, rows.level)
     return answer
 
 
@@ -224,6 +224,7 @@ def withheld(rows: Examples, *, unknown: Tensor, denied: Tensor) -> Examples:
         stimulus=torch.where(denied, UNKNOWN, rows.stimulus),
         features=torch.where(denied[:, None], 0.0, rows.features),
         tuning=torch.where(denied[:, None], 0.0, torch.where(unknown[:, None], rows.population_tuning, rows.tuning)),
+        level=torch.where(unknown[:, None], 0.0, rows.level),
     )
 
 

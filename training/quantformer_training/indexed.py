@@ -19,7 +19,8 @@ from torch import Tensor
 from quantformer.errors import RecordingError
 from quantformer.forecaster import CLIP
 from quantformer.labels import LabelRule
-from quantformer.signal import SignalRecipe, hold_missing, write_baseline
+from quantformer.signal import SignalRecipe, f0_level, hold_missing, write_baseline
+from quantformer.tokens import UNKNOWN
 from quantformer_training.examples import Examples, even, random_missing
 from quantformer_training.rows import Rows
 from quantformer_training.splits import Split
@@ -38,7 +39,8 @@ class IndexedTrials:
     """Trials of one session and part without their windows.
 
     ``valid``, ``active`` bool and ``f0`` float64 are ``(n, neurons)``; ``values`` float32 ``(n, neurons, 9)`` is what tuning
-    regresses, in dF/F; ``f0_minimum`` ``(neurons,)`` the reader's; ``rejected`` counts what was left out, by reason.
+    regresses, in dF/F; ``f0_minimum`` and ``usual_f0`` ``(neurons,)`` are the reader's; ``rejected`` counts what was left out,
+    by reason.
     """
 
     session: StoredSession
@@ -48,6 +50,7 @@ class IndexedTrials:
     f0: NDArray[np.float64]
     values: NDArray[np.float32]
     f0_minimum: NDArray[np.float64]
+    usual_f0: NDArray[np.float64]
     rejected: Mapping[str, int]
 
 
@@ -82,6 +85,7 @@ class SessionReader:
             f0=np.concatenate([trials.f0 for trials, _ in found]),
             values=np.concatenate([values for _, values in found]),
             f0_minimum=self._reader.f0_minimum,
+            usual_f0=self._reader.usual_f0,
             rejected={reason: sum(trials.rejected[reason] for trials, _ in found) for reason in found[0][0].rejected},
         )
 
@@ -218,21 +222,32 @@ class IndexedSource:
         divisor = np.where(valid, f0, 1.0).astype(np.float32)[:, None]
         with np.errstate(all="ignore"):
             response = window[:, recipe.baseline_frames :] / divisor - np.float32(1.0)
-        given = baseline
+        given, f0_given = baseline, f0
         if missing.any():
-            given = baseline.copy()
+            given, f0_given = baseline.copy(), f0.copy()
             for group, gaps in enumerate(missing):
                 rows = slice(None) if together is None else slice(group * together, (group + 1) * together)
                 if gaps.any():
                     held = hold_missing(before[rows].T, ~gaps)
-                    usable = write_baseline(
+                    f0_given[rows], usable = write_baseline(
                         held, recipe=recipe, out=given[rows], f0_minimum=minimum[rows], observed=~gaps
-                    )[1]
+                    )
                     valid[rows] &= usable
         for array in (baseline, given, response):
             array[~valid] = 0.0
         active = self._of(index, [one.trials.active for one in self.parts], by="both") & valid
-        return _Cut(baseline=baseline, given=given, response=response, f0=f0, valid=valid, active=active)
+        # A neuron that the network does not know is told no level, as in serving.
+        told = [np.where(one.neuron == UNKNOWN, 0.0, one.trials.usual_f0) for one in self.parts]
+        usual = self._of(index, told, by="neuron")
+        return _Cut(
+            baseline=baseline,
+            given=given,
+            response=response,
+            f0=f0,
+            level=np.where(valid[:, None], f0_level(f0_given, usual), np.float32(0.0)),
+            valid=valid,
+            active=active,
+        )
 
     def _examples(
         self, index: _Index, *, missing: NDArray[np.bool_], together: int | None = None
@@ -248,6 +263,7 @@ class IndexedSource:
             neuron=torch.from_numpy(self._of(index, [one.neuron for one in self.parts], by="neuron")),
             features=torch.from_numpy(self._of(index, [one.features for one in self.parts])),
             stimulus=torch.from_numpy(self._of(index, [one.stimulus for one in self.parts])),
+            level=torch.from_numpy(cut.level),
             tuning=torch.from_numpy(self._of(index, [one.tuning for one in self.parts], by="both")),
             population_tuning=torch.from_numpy(self._of(index, [one.population_tuning for one in self.parts])),
             moment=torch.from_numpy(index.moment.astype(np.int64)),
@@ -272,11 +288,14 @@ class _Index:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Cut:
-    """dF/F of rows: the whole baseline, the baseline as given (frames withheld), the response; zeros where invalid."""
+    """dF/F of rows: the whole baseline, the baseline as given (frames withheld), the response, and the level
+    of the baseline as given; zeros where invalid.
+    """
 
     baseline: NDArray[np.float32]
     given: NDArray[np.float32]
     response: NDArray[np.float32]
     f0: NDArray[np.float64]
+    level: NDArray[np.float32]
     valid: NDArray[np.bool_]
     active: NDArray[np.bool_]

@@ -146,6 +146,9 @@ class Trials:
 class TrialReader:
     """Cuts trials out of one recording; the same guards and label for every part of it.
 
+    ``usual_f0`` ``(neurons,)`` is each neuron's median fluorescence in training (0 where it was never seen), and
+    ``f0_minimum`` the share of it below which a window is rejected.
+
     Raises:
         RecordingError: the training part has no frame, or the label needs pseudo-onsets and training has none.
         SignalError: the recording is slower than 15 Hz.
@@ -163,8 +166,9 @@ class TrialReader:
         training = np.concatenate(spans)
         # A neuron that was never seen in training has no floor but zero.
         seen = np.isfinite(training).any(axis=0)
-        self.f0_minimum = np.zeros(recording.neurons)
-        self.f0_minimum[seen] = F0_FLOOR * np.maximum(np.nanmedian(training[:, seen], axis=0), 0.0)
+        self.usual_f0 = np.zeros(recording.neurons)
+        self.usual_f0[seen] = np.maximum(np.nanmedian(training[:, seen], axis=0), 0.0)
+        self.f0_minimum = F0_FLOOR * self.usual_f0
         self._pseudo: dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
         if rule.definition == "evoked":
             self._pseudo = self._pseudo_distributions()
