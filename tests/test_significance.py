@@ -102,7 +102,8 @@ def test_the_verdict_follows_the_direction_of_the_metric(gain: float, higher: bo
 
 
 def test_one_lucky_mouse_does_not_decide() -> None:
-    # One mouse gains much, the others lose a little: the signed-rank test takes its many runs as independent, the bootstrap does not.
+    # One mouse gains much, the others lose a little. The signed-rank test takes its many runs as independent, the
+    # bootstrap does not.
     gain = np.concatenate([np.full(40, 0.5), np.full(9, -0.05)])
     mouse = np.concatenate([np.zeros(40), np.arange(1, 10)])
     jitter = np.random.default_rng(0).normal(0, 0.01, 49)
@@ -127,6 +128,16 @@ def test_resamples_are_the_same_each_time_however_they_are_cut(monkeypatch: pyte
     other = hierarchical_bootstrap(left, right, mouse=mouse, higher_is_better=True, seed=1)
     assert other.low != first.low
     assert other.low == pytest.approx(first.low, abs=0.03)
+
+
+def test_the_interval_is_wider_for_few_mice_by_as_much_as_t_is() -> None:
+    # Means of 11 draws from -5..5 are nearly normal: t(10) at 97.5 % is 2.228, times sqrt(11 / 10) is 2.337; a little less
+    # for their lighter tails (Cornish and Fisher).
+    gain = np.arange(-5.0, 6.0)
+    found = hierarchical_bootstrap(gain, 0 * gain, mouse=np.arange(11), higher_is_better=True, resamples=200_000)
+    unit = gain.std() / np.sqrt(11)
+    assert found.low / unit == pytest.approx(-2.31, rel=0.02)
+    assert found.high / unit == pytest.approx(2.31, rel=0.02)
 
 
 def test_mice_with_different_numbers_of_runs_count_by_their_runs() -> None:
