@@ -108,7 +108,7 @@ def test_probability_scores_agree_with_torchmetrics(rows: Grouped) -> None:
 @given(grouped())
 def test_calibration_solves_the_score_equations(rows: Grouped) -> None:
     # The maximum of a logistic likelihood is where residuals are orthogonal to the constant and to the logit: no solver's
-    # tolerance enters. Seen to fail: one Newton step too few; slope not divided by the spread of the logit.
+    # tolerance enters. Seen to fail: two Newton steps; slope not divided by the spread of the logit.
     score, active, _, _ = rows
     found = metrics.calibration(score, active)
     logit = np.log(score) - np.log1p(-score)
@@ -123,8 +123,8 @@ def test_calibration_solves_the_score_equations(rows: Grouped) -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 8), st.integers(2, 20))
 def test_reliability_of_even_bins_is_scikit_learns(seed: int, bins: int, each: int) -> None:
-    # Without ties, and with rows that divide evenly, "about equally many rows" leaves no choice. Seen to fail: edges by
-    # linear interpolation of the rank; an error that does not weigh bins by their rows.
+    # Without ties, and with rows that divide evenly, "about equally many rows" leaves no choice. Seen to fail: edges at
+    # the next lower score.
     rng = np.random.default_rng(seed)
     score = rng.permutation(np.linspace(0.01, 0.99, bins * each))
     active = rng.random(len(score)) < score
@@ -139,6 +139,7 @@ def test_reliability_of_even_bins_is_scikit_learns(seed: int, bins: int, each: i
 @settings(max_examples=40, deadline=None)
 @given(grouped())
 def test_reliability_error_is_the_loop_over_its_bins(rows: Grouped) -> None:
+    # Seen to fail: an error that does not weigh bins by their rows.
     score, active, _, _ = rows
     found = metrics.reliability(score, active)
     order = np.argsort(score, kind="stable")
@@ -265,7 +266,8 @@ def test_chance_of_absolute_r_is_the_mean_over_all_pairings() -> None:
 @settings(max_examples=40, deadline=None)
 @given(grouped(), st.data())
 def test_resampled_scores_are_scikit_learns_with_sample_weights(rows: Grouped, data: st.DataObject) -> None:
-    # How often a row was drawn is its sample weight. Seen to fail: counts ignored; ties of drawn and undrawn rows cut.
+    # How often a row was drawn is its sample weight. Seen to fail: counts ignored; ties cut, in AUROC and in precision;
+    # an absolute error for the Brier score.
     score, active, _, trial = rows
     drawn = data.draw(hnp.arrays(np.float64, 4, elements=st.integers(0, 3).map(float)))
     weight = drawn[trial]
@@ -300,7 +302,8 @@ def test_intervals_are_those_of_scipys_bootstrap() -> None:
 
 
 def test_one_sure_mistake_costs_what_the_floor_says() -> None:
-    # Where scikit-learn would go to 36 nats (its own floor is the precision of the number), ours stops at 13.8.
+    # Where scikit-learn would go to 36 nats (its own floor is the precision of the number), ours stops at 13.8. Seen to fail:
+    # a floor of 1e-9.
     assert metrics.log_loss([0.0], [True]) == pytest.approx(13.8155, abs=1e-4)
     assert metrics.log_loss([1.0], [False]) == pytest.approx(13.8155, abs=1e-4)
     assert metrics.log_loss([0.0, 1.0], [False, True]) == pytest.approx(0.0, abs=2e-6)
