@@ -29,6 +29,7 @@ LINES = {
     "deploy/constraints-gpu.txt": "pinned CUDA libraries of the gpu image",
     "deploy/install.sh": "the image's installation",
     "deploy/prometheus.yml": "what Prometheus watches",
+    "deploy/requirements-allen.txt": "the environment of allensdk, for make test-allen",
     "tests/": "one file a module; real sockets, files and processes",
     "docs/architecture.md": "the way of the data, the rooms and who may import whom, the rules, the graph",
     "docs/forecast.svg": "the picture above: what quantformer demo draws of eight neurons",

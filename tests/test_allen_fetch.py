@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,10 +19,12 @@ from typing import Any, NamedTuple
 import pytest
 from allen_list import allen_record
 from bucket_server import BucketServer, Fault, hdf5_like
+from rich.console import Console
 from running_service import PATIENCE_S, clean_environment, command, until
 
 from quantformer import __version__
 from quantformer.errors import DataError, UnavailableError, UsageError
+from quantformer_cli.fetch_progress import FetchProgress
 from quantformer_training.allen_containers import AllenExperiment, Choice, choose
 from quantformer_training.allen_fetch import FetchPlan, Outcome, fetch, list_experiments, plan
 from quantformer_training.allen_manifest import NAME, read_manifest, verify, write_manifest
@@ -130,8 +134,8 @@ def test_after_a_failure_less_patience_is_left(bucket: BucketServer, tmp_path: P
 def test_a_full_disk_is_seen_before_the_first_byte(
     bucket: BucketServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The one figure that a test cannot arrange on a machine's real disk.
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9 - 100_000, 100_000))
+    # The one figure that a test cannot arrange on a machine's real disk: the files would fit, the margin would not.
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 999 * 10**6, 10**6))
     planned = plan_of(bucket, tmp_path)
     with pytest.raises(UnavailableError, match=r"0\.00 GB free, fetching 3 files needs 0\.07 GB"):
         fetch(planned, patience=PATIENCE)
@@ -285,6 +289,31 @@ def test_the_command_chooses_by_description(bucket: BucketServer, tmp_path: Path
     assert "cre line Sst (there are Cux2-CreERT2, Rorb-IRES2-Cre)" in absent.stderr
 
 
+def test_progress_without_a_terminal_is_lines_with_the_time_left(
+    bucket: BucketServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planned = plan_of(bucket, tmp_path)
+    with FetchProgress(Console(stderr=True, force_terminal=False), planned, line_s=0.0) as progress:
+        progress.report(planned.missing[0], 0)
+        progress.report(planned.missing[0], 20_000)
+        fetch(planned, patience=PATIENCE, report=progress.report)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == f"{A}.nwb (1 of 3): 0.0 MB of 0.2 MB, 0.0 MB/s, stalled"
+    assert re.fullmatch(rf"{A}\.nwb \(1 of 3\): 0\.0 MB of 0\.2 MB, [0-9.]+ [MG]B/s, [0-9]+ minutes left", lines[1])
+    assert lines[-1].startswith(f"{C}.nwb (3 of 3): 0.2 MB of 0.2 MB")
+
+
+def test_progress_on_a_terminal_is_one_bar(bucket: BucketServer, tmp_path: Path) -> None:
+    planned = plan_of(bucket, tmp_path)
+    screen = io.StringIO()
+    with FetchProgress(Console(file=screen, force_terminal=True, width=120), planned) as progress:
+        fetch(planned, patience=PATIENCE, report=progress.report)
+    shown = screen.getvalue()
+    assert f"{C}.nwb (3 of 3)" in shown
+    assert "150.0/150.0 kB" in shown
+    assert "0:00:00" in shown
+
+
 class Stopped(NamedTuple):
     number: int
     status: int
@@ -305,6 +334,9 @@ def test_an_interrupted_command_goes_on_where_it_was(tmp_path: Path, stop: Stopp
         partial = tmp_path / f"{A}.nwb.partial"
         try:
             until(lambda: partial.is_file() and partial.stat().st_size > LARGE // 3)
+            second = command(*line)
+            assert second.returncode == 4
+            assert f"another process is fetching into {tmp_path}" in second.stderr
             os.kill(running.pid, stop.number)
             _, errors = running.communicate(timeout=PATIENCE_S)
         finally:

@@ -23,6 +23,7 @@ from quantformer_training.remote_file import MOST_BYTES, Patience, check_base_ur
 
 PATIENCE = Patience(attempts=4, first_wait_s=0.0, longest_wait_s=0.0, silence_s=20.0)
 CONTENT = hdf5_like(300_000)
+OTHER = hdf5_like(len(CONTENT), seed=9)
 HALF = len(CONTENT) // 2
 
 
@@ -115,6 +116,17 @@ def test_without_a_strong_etag_nothing_is_resumed(bucket: BucketServer, tmp_path
     assert [one.range for one in bucket.gets()] == [None, None]
 
 
+def test_without_an_etag_even_a_full_part_is_not_taken(bucket: BucketServer, tmp_path: Path) -> None:
+    bucket.of_s3 = False
+    none = {"ETag": ""}
+    bucket.faults = {"a": [Fault(headers=none)], "HEAD a": [Fault(headers=none)]}
+    partial_path(tmp_path / "x").write_bytes(OTHER)
+    note = {"url": bucket.url + "a", "bytes": len(OTHER), "etag": None}
+    (tmp_path / "x.partial.json").write_text(json.dumps(note), encoding="utf-8")
+    get(bucket, tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == CONTENT
+
+
 @pytest.mark.parametrize("size", [len(CONTENT), len(CONTENT) + 50_000, HALF + 100, 70_000])
 def test_another_file_halfway_is_fetched_from_its_beginning(bucket: BucketServer, tmp_path: Path, size: int) -> None:
     other = hdf5_like(size, seed=1)
@@ -145,15 +157,27 @@ def test_a_part_whose_note_says_nothing_is_not_continued(bucket: BucketServer, t
 @pytest.mark.parametrize(
     "lie",
     [
-        Fault(headers={"Content-Range": "bytes 0-9/10"}),
-        Fault(headers={"Content-Range": "bytes 1-2"}),
-        Fault(headers={"Content-Range": ""}),
-        Fault(headers={"ETag": '"other"'}),
+        Fault(headers={"Content-Range": f"bytes {HALF}-{len(CONTENT)}/{len(CONTENT) + 1}"}, body=OTHER),
+        Fault(headers={"Content-Range": f"bytes 5-{len(CONTENT) - 1}/{len(CONTENT)}"}, body=OTHER),
+        Fault(headers={"Content-Range": "bytes 1-2"}, body=OTHER),
+        Fault(headers={"Content-Range": ""}, body=OTHER),
+        Fault(headers={"ETag": '"other"'}, body=OTHER),
         Fault(status=416),
     ],
 )
 def test_a_wrong_range_is_not_believed(bucket: BucketServer, tmp_path: Path, lie: Fault) -> None:
+    bucket.of_s3 = False  # no digest would tell afterwards
     bucket.faults["a"] = [Fault(cut_after=HALF), lie]
+    get(bucket, tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == CONTENT
+
+
+def test_a_part_longer_than_its_file_is_not_continued(bucket: BucketServer, tmp_path: Path) -> None:
+    bucket.of_s3 = False
+    bucket.faults["a"] = [Fault(cut_after=HALF), Fault(status=404)]
+    with pytest.raises(UnavailableError, match="404"):
+        get(bucket, tmp_path / "x")
+    partial_path(tmp_path / "x").write_bytes(OTHER + b"more")
     get(bucket, tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == CONTENT
 

@@ -9,7 +9,9 @@ that fails does not keep the others; run it again to go on where it ended.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -153,11 +155,19 @@ def fetch(
     """Carry the plan out; ``report`` is told how many bytes of a file there are. Every experiment has an outcome.
 
     Raises:
-        UnavailableError: the disk is too small for all of it (nothing is fetched then), or refuses the manifest.
+        UnavailableError: the disk is too small for all of it (nothing is fetched then) or refuses the manifest, or
+            another process fetches into the same folder.
         DataError: the manifest cannot be read.
     """
-    if planned.missing:
-        check_room(planned.out, needed=planned.needed_bytes, what=f"fetching {len(planned.missing)} files")
+    with _alone(planned.out):
+        if planned.missing:
+            check_room(planned.out, needed=planned.needed_bytes, what=f"fetching {len(planned.missing)} files")
+        return _carry_out(planned, patience=patience or Patience(), report=report)
+
+
+def _carry_out(
+    planned: FetchPlan, *, patience: Patience, report: Callable[[PlannedFile, int], None]
+) -> tuple[Outcome, ...]:
     manifest = read_manifest(planned.out)
     outcomes: list[Outcome] = []
     for file in planned.files:
@@ -165,7 +175,7 @@ def fetch(
             state: Literal["present", "failed"] = "present" if file.state == "present" else "failed"
             outcomes.append(Outcome(experiment=file.experiment, state=state, bytes=file.bytes, reason=file.reason))
             continue
-        left = _left(patience or Patience(), after=outcomes[-1] if outcomes else None)
+        left = _left(patience, after=outcomes[-1] if outcomes else None)
         try:
             entry, outcome = _fetch_one(file, file.remote, planned.out, patience=left, report=report)
         except (QuantformerError, OSError) as error:
@@ -175,6 +185,26 @@ def fetch(
         write_manifest(planned.out, manifest)
         outcomes.append(outcome)
     return tuple(outcomes)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep a second fetch out of the folder: two would write into one part. Where nothing can be locked, nothing is."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems lock no folders
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UnavailableError(f"another process is fetching into {folder}; let it end, or end it") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def _left(patience: Patience, *, after: PlannedFile | Outcome | None) -> Patience:

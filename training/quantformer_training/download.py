@@ -240,7 +240,6 @@ def _write(
                 file.write(chunk)
                 offset += len(chunk)
                 report(offset)
-            file.truncate()
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:

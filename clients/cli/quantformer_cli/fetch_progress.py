@@ -13,9 +13,6 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 if TYPE_CHECKING:
     from quantformer_training.allen_fetch import FetchPlan, PlannedFile
 
-#: Seconds between two plain lines.
-_LINE_S = 10.0
-
 
 def size_text(count: int) -> str:
     """Bytes as people read them."""
@@ -23,10 +20,10 @@ def size_text(count: int) -> str:
 
 
 class FetchProgress:
-    """A context whose `report` is given to `fetch`."""
+    """A context whose `report` is given to `fetch`; ``line_s`` is the least time between two plain lines."""
 
-    def __init__(self, console: Console, planned: FetchPlan) -> None:
-        self._console = console
+    def __init__(self, console: Console, planned: FetchPlan, *, line_s: float = 10.0) -> None:
+        self._console, self._line_s = console, line_s
         self._numbers = {file.experiment.id: number for number, file in enumerate(planned.missing, 1)}
         self._done = {file.experiment.id: file.have_bytes for file in planned.missing}
         self._total = sum(file.bytes for file in planned.missing)
@@ -50,9 +47,9 @@ class FetchProgress:
         name = f"{file.experiment.id}.nwb ({self._numbers[file.experiment.id]} of {len(self._numbers)})"
         if self._console.is_terminal:
             self._bars.update(self._task, completed=here, description=name)
-        elif time.monotonic() - self._told > _LINE_S:
+        elif time.monotonic() - self._told >= self._line_s:
             self._told = time.monotonic()
-            speed = (here - self._had) / (self._told - self._begun)
+            speed = (here - self._had) / max(self._told - self._begun, 1e-9)
             left = f"{(self._total - here) / speed / 60:.0f} minutes left" if speed > 0 else "stalled"
             print(f"{name}: {size_text(here)} of {size_text(self._total)}, {size_text(int(speed))}/s, {left}", file=sys.stderr)
 
