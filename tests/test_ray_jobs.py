@@ -13,7 +13,7 @@ import job_functions
 import psutil
 import pytest
 
-from quantformer.errors import UnavailableError
+from quantformer.errors import MissingExtraError, UnavailableError
 from quantformer_training.jobs import Job, Outcome, run_all
 
 ray = pytest.importorskip("ray")
@@ -60,4 +60,11 @@ def test_a_cluster_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     job = Job(name="double", function=job_functions.double, arguments={"number": 4})
     with pytest.raises(UnavailableError, match=r"RAY_ADDRESS=127\.0\.0\.1:9"):
+        run_all([job], workers="ray", processes=1, report=lambda outcome: None)
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    job = Job(name="double", function=job_functions.double, arguments={"number": 4})
+    with pytest.raises(MissingExtraError, match=r"quantformer\[ray\]"):
         run_all([job], workers="ray", processes=1, report=lambda outcome: None)

@@ -123,8 +123,8 @@ def _connect(ray: Any, quiet: dict[str, Any], *, processes: int) -> None:
             ray.init(address=address, **quiet)
         except Exception as error:
             raise UnavailableError(
-                f"no Ray cluster answers at RAY_ADDRESS={address} ({message(error)}); start it, or unset RAY_ADDRESS to use "
-                "this machine"
+                f"no Ray cluster answers at RAY_ADDRESS={address} ({message(error)}); start it, set RAY_AUTH_MODE=token if "
+                "it asks for one, or unset RAY_ADDRESS to use this machine"
             ) from None
         return
     if not address:
