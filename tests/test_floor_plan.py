@@ -15,8 +15,8 @@ import pytest
 OUTSIDE = {
     "quantformer": {"numpy", "msgspec", "safetensors", "torch"},
     "quantformer_training": {
-        "numpy", "msgspec", "torch", "lightning_fabric", "onnx", "onnxscript", "onnxruntime", "safetensors", "scipy", "sklearn", "threadpoolctl",
-        "h5py", "matplotlib", "rich", "ray",
+        "numpy", "msgspec", "torch", "lightning_fabric", "onnx", "onnxscript", "onnxruntime", "safetensors", "scipy",
+        "sklearn", "threadpoolctl", "h5py", "matplotlib", "rich", "ray",
     },
     "quantformer_service": {
         "numpy", "msgspec", "zmq", "httpx", "rich", "onnxruntime", "fastapi", "starlette", "uvicorn", "websockets",

@@ -183,7 +183,8 @@ def test_a_run_stopped_inside_an_epoch_resumes_to_the_same_bits(tmp_path: Path, 
             computed += 1
             if most is not None and computed > most:
                 raise Stopped
-            return network(inputs[rows]).square().mean()
+            made: Tensor = network(inputs[rows]).square().mean()
+            return made
 
         def losses(epoch: int) -> Iterator[Step]:
             for rows in in_batches(torch.randperm(96, generator=torch.Generator().manual_seed(epoch)), 3):

@@ -105,7 +105,7 @@ def _regression(folder: Path, *, loop: LoopConfig, machine: Accelerator, dropout
     network = regression_network(dropout)
     with torch.no_grad():
         # Every process must begin as the first does.
-        network[0].bias += machine.rank
+        network.get_parameter("0.bias").add_(machine.rank)
     generator = torch.Generator().manual_seed(7)
     inputs, target = torch.randn(ROWS, 4, generator=generator), torch.randn(ROWS, 1, generator=generator)
     held = slice(machine.rank, None, machine.ranks)
