@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from quantformer.config import ModelConfig
 from quantformer.layers import Transformer
 from quantformer.patches import PatchEmbedding, from_patches, to_patches
-from quantformer.quantizer import FrozenCodebook, QuantizedResult, Quantizer
+from quantformer.quantizer import FrozenCodebook, QuantizedResult, Quantizer, unquantized
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,11 +62,14 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Encoder, quantiser and decoder, ignoring neuron identity and stimulus as section 3.3 asks."""
+    """Encoder, quantiser and decoder, ignoring neuron identity and stimulus as section 3.3 asks.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Not ``quantized``, the decoder is given the encoder's output itself: the standard auto-encoder of the paper's Table 3.
+    """
+
+    def __init__(self, config: ModelConfig, *, quantized: bool = True) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.quantized = config, quantized
         self.encoder = Encoder(config)
         self.quantizer = Quantizer(codes=config.codes, d=config.d)
         self.decoder = Decoder(config)
@@ -76,7 +79,8 @@ class Autoencoder(nn.Module):
         patches = to_patches(trace, patch_frames=self.config.patch_frames)
         if masked is None:
             masked = torch.rand(patches.shape[:2], device=trace.device) < self.config.mask_probability
-        quantization = self.quantizer(self.encoder(patches, masked))
+        encoded = self.encoder(patches, masked)
+        quantization = self.quantizer(encoded) if self.quantized else unquantized(encoded)
         return Reconstruction(patches=self.decoder(quantization.quantized), masked=masked, quantization=quantization)
 
     def freeze(self) -> FrozenAutoencoder:

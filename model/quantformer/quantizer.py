@@ -35,6 +35,13 @@ def nearest_codes(encoded: Tensor, codebook: Tensor) -> Tensor:
         return (codebook.square().sum(-1) - 2.0 * encoded.float() @ codebook.T).argmin(-1)
 
 
+def unquantized(encoded: Tensor) -> QuantizedResult:
+    """The encoder's output as it is: no code, no loss."""
+    none = torch.zeros(encoded.shape[:-1], dtype=torch.int64, device=encoded.device)
+    zero = encoded.new_zeros(())
+    return QuantizedResult(codes=none, quantized=encoded, loss=zero, perplexity=zero + 1.0)
+
+
 class FrozenCodebook(nn.Module):
     """A codebook that can no longer change: the affine map is folded in, nothing is replaced, its hash is fixed."""
 

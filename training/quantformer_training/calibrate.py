@@ -10,11 +10,14 @@ from scipy.optimize import minimize
 
 from quantformer.activation_metrics import auroc_within, log_loss
 from quantformer.manifest import Calibration, Interval, LeadSkill
-from quantformer_training.examples import Examples, ExampleSource
+from quantformer_training.examples import Examples
 from quantformer_training.finetune import TrainedModel
+from quantformer_training.sources import RowSource
 
 #: Leads in frames at which calibration is fitted, all together, and at which the bundle states its skill.
 LEADS = (0, 1, 2, 3, 5, 7, 10)
+#: Validation rows that are read at each lead, at most, spread evenly.
+MOST_ROWS = 40_000
 INTERVAL_LEVEL = 0.8
 #: False triggers a minute for which the bundle states a threshold.
 FALSE_A_MINUTE = (1, 2, 5)
@@ -34,9 +37,9 @@ class Calibrated:
     skill_by_lead: list[LeadSkill]
 
 
-def calibrate(model: TrainedModel, validation: ExampleSource, *, seconds: float) -> Calibrated:
+def calibrate(model: TrainedModel, validation: RowSource, *, seconds: float) -> Calibrated:
     """Fit on the validation part; ``seconds`` is how long it lasts, for rates of false triggers."""
-    by_lead = [(lead, validation.at_lead(lead)) for lead in LEADS]
+    by_lead = [(lead, validation.at_lead(lead, most=MOST_ROWS)) for lead in LEADS]
     predictions = [(lead, rows, model.predict(rows)) for lead, rows in by_lead]
     logit = np.concatenate([made.logit for _, _, made in predictions])
     active = np.concatenate([rows.active.numpy() for _, rows, _ in predictions])

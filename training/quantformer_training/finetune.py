@@ -17,6 +17,7 @@ from quantformer_training.examples import Examples, Vocabulary
 from quantformer_training.loop import LoopConfig, LoopResult, Report, in_batches, run_loop
 from quantformer_training.pretrain import Pretrained
 from quantformer_training.sources import RowSource
+from quantformer_training.warm_start import start_shortcuts
 
 #: Leads at which validation chooses, averaged: none, and 5 frames (0.17 s).
 VALIDATION_LEADS = (0, 5)
@@ -114,6 +115,7 @@ def finetune(
     )
     digest = forecaster.teacher.codebook.digest()
     tokens = (_tokens(vocabulary, d=pretrained.config.d), _tokens(vocabulary, d=pretrained.config.d))
+    start_shortcuts(forecaster, real, seed=config.activation.seed)
     held = [validation.at_lead(lead, most=config.validation_rows) for lead in VALIDATION_LEADS]
 
     def forecast_loss(rows: Examples) -> Tensor:

@@ -60,7 +60,7 @@ class FitConfig:
         return cls(
             preset="small",
             pretraining=LoopConfig(epochs=4, learning_rate=1e-3, seed=seed),
-            finetuning=FinetuneConfig(activation=task, forecast=task, rows_per_epoch=5000),
+            finetuning=FinetuneConfig(activation=replace(task, learning_rate=3e-4), forecast=task, rows_per_epoch=5000),
             own_windows=3000,
             unlabelled_windows=0,
             refit=False,
@@ -74,7 +74,7 @@ class FitConfig:
         return cls(
             preset="small",
             pretraining=LoopConfig(epochs=12, learning_rate=1e-3, seed=seed),
-            finetuning=FinetuneConfig(activation=task, forecast=task),
+            finetuning=FinetuneConfig(activation=replace(task, learning_rate=3e-4), forecast=task),
             own_windows=8000,
             unlabelled_windows=24000,
             seed=seed,

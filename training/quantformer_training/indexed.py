@@ -162,6 +162,12 @@ class IndexedSource:
         for start in range(0, moments, step):
             yield self._whole(np.arange(start, min(start + step, moments)), missing=self._withheld(lead))
 
+    def places(self, *, most: int | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Onset frame, and neuron of its session, of the rows that `rows` gives: two arrays ``(rows,)``."""
+        index = self._rows.select(even(len(self), most))
+        frame = self._of(index, [one.trials.moments.frame for one in self.parts])
+        return frame, index.neuron.astype(np.int64)
+
     def rows(self, *, most: int | None = None) -> Rows:
         """The rows, or an even choice of ``most``, as plain arrays: what classical models learn from and scores need."""
         index = self._rows.select(even(len(self), most))

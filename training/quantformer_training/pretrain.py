@@ -116,18 +116,20 @@ def pretrain(
     loop: LoopConfig,
     report: Report,
     batch: int = 32,
+    quantized: bool = True,
     checkpoint: Path | None = None,
     accelerator: Accelerator | None = None,
     checkpoint_s: float = CHECKPOINT_S,
 ) -> Pretrained:
-    """Train a masked quantising auto-encoder and freeze it. At least one window of each kind is needed.
+    """Train a masked quantising auto-encoder and freeze it. At least one window of each kind is needed. Not ``quantized``, it
+    is a standard auto-encoder, whose codes mean nothing.
 
     ``accelerator`` and ``checkpoint_s`` as in `run_loop`; what is returned is on the CPU.
     """
     machine = accelerator or Accelerator()
     torch.manual_seed(loop.seed)
     scale = float(np.median(train.dff.std(axis=1))) or 1.0
-    network = Autoencoder(config)
+    network = Autoencoder(config, quantized=quantized)
     if machine.ranks > 1:
         network.quantizer = _SharedQuantizer(codes=config.codes, d=config.d, machine=machine)
     data = _scaled(train, scale).to(machine.device)
@@ -170,7 +172,7 @@ def pretrain(
     contents = hashlib.sha256(train.dff.tobytes() + train.active.tobytes() + validation.dff.tobytes()).hexdigest()
     result = run_loop(
         stage="pre-training", network=network, config=loop, losses=losses, validate=validate, report=report,
-        checkpoint=checkpoint, fingerprint=f"pretrain {config} {loop} batch={batch} {contents[:16]}",
+        checkpoint=checkpoint, fingerprint=f"pretrain {config} {loop} batch={batch} quantized={quantized} {contents[:16]}",
         accelerator=machine, checkpoint_s=checkpoint_s,
     )  # fmt: skip
     frozen = network.cpu().freeze()

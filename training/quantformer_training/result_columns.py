@@ -53,10 +53,25 @@ COLUMNS: Mapping[str, Column] = MappingProxyType(
             _column("auroc_within_neuron_stimulus", "AUROC within neuron × stimulus", higher=True, chance=0.5),
             _column("auroc_within_neuron", "AUROC within neuron", higher=True, chance=0.5),
             _column("calibration_error", "calibration error", higher=False),
+            _column("calibration_slope_off", "calibration slope, off 1 by", higher=False),
+            _column("calibration_intercept_off", "calibration intercept, off 0 by", higher=False),
+            *(
+                _column(f"precision_at_{rate}", f"precision at {rate} false/min", higher=True, chance="active_fraction")
+                for rate in (1, 2, 5)
+            ),
+            *(_column(f"recall_at_{rate}", f"recall at {rate} false/min", higher=True) for rate in (1, 2, 5)),
             _column("stimulus_gain", "gain from the stimulus, nats", higher=True, digits=4, chance=0.0),
+            _column("control_log_loss", "log-loss at pseudo-onsets, nats", higher=False, digits=4),
+            _column("control_auroc_within_neuron", "AUROC within neuron at pseudo-onsets", higher=True, chance=0.5),
+            *(
+                _column(f"skill_at_lead_{lead}", f"log-loss skill, last {lead} frames withheld", higher=True, chance=0.0)
+                for lead in (0, 2, 5, 10)
+            ),
             _column("mse", "MSE, (dF/F)²", higher=False, digits=4),
             _column("mae", "MAE, dF/F", higher=False, digits=4),
             _column("r", "signed r", higher=True, chance=0.0),
+            _column("mse_window", "MSE over the label's frames", higher=False, digits=4),
+            _column("r_window", "signed r over the label's frames", higher=True, chance=0.0),
             _column("area_r", "response area r within neuron", higher=True, chance=0.0),
             _column("crps", "CRPS, dF/F", higher=False, digits=4),
             _column("auroc", "pooled AUROC", higher=True, chance=0.5),

@@ -6,6 +6,7 @@ coefficients from a few of its own trials, without a gradient.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,13 +63,15 @@ def fit_tuning(
 
     The strength of the pull is the one with the smallest out-of-fold squared error on the rows ``judged`` (real onsets).
     """
-    errors = []
-    for strength in STRENGTHS:
-        made = _out_of_fold(features, values, valid, block, strength=strength)[0]
-        errors.append(float(np.square(made - values)[valid & judged[:, None]].mean()))
+    counted = valid & judged[:, None]
+    errors = np.zeros(len(STRENGTHS))
+    for out, rest in _folds(features, values, valid, block):
+        for number, strength in enumerate(STRENGTHS):
+            made = np.einsum("nf,kqf->nkq", features[out], rest.neurons(strength))
+            errors[number] += float(np.square(made - values[out])[counted[out]].sum())
     strength = STRENGTHS[int(np.argmin(errors))]
-    neuron, population = _solve(features, values, valid, strength=strength)
-    return Tuning(neuron=neuron, population=population, strength=strength)
+    whole = _Normal.of(features, values, valid)
+    return Tuning(neuron=whole.neurons(strength), population=whole.population, strength=strength)
 
 
 def out_of_fold(
@@ -83,50 +86,75 @@ def out_of_fold(
 
     Without this the network would learn to trust numbers that contain the answer.
     """
-    neuron, population = _out_of_fold(features, values, valid, block, strength=strength)
-    return neuron.astype(np.float32), population.astype(np.float32)
-
-
-def _out_of_fold(
-    features: NDArray[np.float32],
-    values: Floats,
-    valid: NDArray[np.bool_],
-    block: NDArray[np.int64],
-    *,
-    strength: float,
-) -> tuple[Floats, Floats]:
-    blocks, which = np.unique(block, return_inverse=True)
-    fold = which % min(FOLDS, len(blocks))
-    neuron, population = np.zeros(values.shape), np.zeros((len(values), values.shape[2]))
-    for number in range(int(fold.max()) + 1):
-        out = fold == number
-        of_neuron, of_population = _solve(features[~out], values[~out], valid[~out], strength=strength)
-        neuron[out] = np.einsum("nf,kqf->nkq", features[out], of_neuron)
-        population[out] = features[out] @ of_population.T
+    neuron, population = np.zeros(values.shape, np.float32), np.zeros((len(values), values.shape[2]), np.float32)
+    for out, rest in _folds(features, values, valid, block):
+        neuron[out] = np.einsum("nf,kqf->nkq", features[out], rest.neurons(strength))
+        population[out] = features[out] @ rest.population.T
     return neuron, population
-
-
-def _solve(
-    features: NDArray[np.float32], values: Floats, valid: NDArray[np.bool_], *, strength: float
-) -> tuple[Floats, Floats]:
-    """Population by ridge on the mean over neurons; each neuron by ridge on what the population leaves."""
-    x = features.astype(np.float64)
-    weight = valid.astype(np.float64)
-    count = weight.sum(1)
-    mean = (values * weight[..., None]).sum(1) / np.maximum(count, 1.0)[:, None]
-    seen = (count > 0).astype(np.float64)
-    gram = (x * seen[:, None]).T @ x + 0.5 * np.eye(x.shape[1])
-    population = np.linalg.solve(gram, (x * seen[:, None]).T @ mean).T
-    return tune_neurons(features, values, valid, population=population, strength=strength), population
 
 
 def tune_neurons(
     features: NDArray[np.float32], values: Floats, valid: NDArray[np.bool_], *, population: Floats, strength: float
 ) -> Floats:
     """Coefficients ``(neurons, 9, features)`` of neurons whose trials are these, pulled towards ``population``."""
-    x, weight = features.astype(np.float64), valid.astype(np.float64)
-    residual = (values - (x @ population.T)[:, None]) * weight[..., None]
-    gram = np.einsum("nf,nk,ng->kfg", x, weight, x, optimize=True) + strength * np.eye(x.shape[1])
-    moment = np.einsum("nf,nkq->kfq", x, residual, optimize=True)
-    tuned: Floats = population + np.linalg.solve(gram, moment).transpose(0, 2, 1)
-    return tuned
+    return _Normal.around(features, values, valid, population=population).neurons(strength)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Normal:
+    """Normal equations of every neuron's ridge regression on what the population leaves; neurons that are valid in the same
+    rows share their Gram matrix: ``gram`` ``(patterns, f, f)``, ``pattern`` ``(neurons,)``, ``moment`` ``(neurons, f, q)``.
+    """
+
+    population: Floats
+    gram: Floats
+    pattern: NDArray[np.intp]
+    moment: Floats
+
+    @classmethod
+    def of(cls, features: NDArray[np.float32], values: Floats, valid: NDArray[np.bool_]) -> _Normal:
+        """Population by ridge on the mean over neurons."""
+        x = features.astype(np.float64)
+        weight = valid.astype(np.float64)
+        count = weight.sum(1)
+        mean = np.einsum("nkq,nk->nq", values, weight) / np.maximum(count, 1.0)[:, None]
+        seen = (count > 0).astype(np.float64)
+        gram = (x * seen[:, None]).T @ x + 0.5 * np.eye(x.shape[1])
+        population = np.linalg.solve(gram, (x * seen[:, None]).T @ mean).T
+        return cls.around(features, values, valid, population=population)
+
+    @classmethod
+    def around(
+        cls, features: NDArray[np.float32], values: Floats, valid: NDArray[np.bool_], *, population: Floats
+    ) -> _Normal:
+        """About a population that is given."""
+        x = features.astype(np.float64)
+        residual = np.where(valid[..., None], values - (x @ population.T)[:, None], 0.0)
+        patterns, pattern = np.unique(valid.T, axis=0, return_inverse=True)
+        gram = np.stack([x[rows].T @ x[rows] for rows in patterns])
+        moment = np.tensordot(residual, x, axes=(0, 0)).transpose(0, 2, 1)
+        return cls(population=population, gram=gram, pattern=pattern.reshape(-1), moment=moment)
+
+    def neurons(self, strength: float) -> Floats:
+        """Coefficients ``(neurons, q, f)`` at a strength of the pull."""
+        made = np.empty_like(self.moment)
+        for number, gram in enumerate(self.gram):
+            here = self.pattern == number
+            right = self.moment[here]
+            solved = np.linalg.solve(
+                gram + strength * np.eye(len(gram)), right.transpose(1, 0, 2).reshape(len(gram), -1)
+            )
+            made[here] = solved.reshape(len(gram), len(right), -1).transpose(1, 0, 2)
+        tuned: Floats = self.population + made.transpose(0, 2, 1)
+        return tuned
+
+
+def _folds(
+    features: NDArray[np.float32], values: Floats, valid: NDArray[np.bool_], block: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.bool_], _Normal]]:
+    """Rows left out, and the regression on the others, fold by fold; a presentation's rows are left out together."""
+    blocks, which = np.unique(block, return_inverse=True)
+    fold = which.reshape(-1) % min(FOLDS, len(blocks))
+    for number in range(int(fold.max()) + 1):
+        out = fold == number
+        yield out, _Normal.of(features[~out], values[~out], valid[~out])

@@ -1,0 +1,318 @@
+"""Every model of a study on one run: the same trials, budget and scores for all of them (docs/training.md)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from quantformer.errors import QuantformerError, RecordingError, UsageError
+from quantformer.labels import label_frames
+from quantformer_training.baselines import ACTIVATION_BASELINES, FORECAST_BASELINES, POPULATION_BASELINES
+from quantformer_training.calibrate import calibrate, probability
+from quantformer_training.competitors import TrainedCompetitor, train_network
+from quantformer_training.effort import Effort
+from quantformer_training.finetune import TrainedModel, finetune
+from quantformer_training.indexed import IndexedSource
+from quantformer_training.loop import Progress
+from quantformer_training.networks import NETWORKS, NetworkConfig, NetworkSpec
+from quantformer_training.paper_design import DESIGNS, paper_design
+from quantformer_training.population import Population
+from quantformer_training.pretrain import Pretrained, load_pretrained
+from quantformer_training.rows import Rows
+from quantformer_training.run_data import RunData, RunSources
+from quantformer_training.run_scores import Answers, Scene, score
+from quantformer_training.store import open_session
+from quantformer_training.threads import one_thread
+
+Kind = Literal["activation", "forecast", "both"]
+#: Leads in frames at which the skill of a model that can be asked so is told.
+LEADS = (0, 2, 5, 10)
+_BATCH = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """A model of the study: its name in our tables, its name in the paper's ("" if it is not there), what it answers."""
+
+    title: str
+    paper_name: str = ""
+    tasks: Kind = "both"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Entry:
+    """One model on one run: scores by name, or the reason why there are none. ``arrays`` are its answers on test rows."""
+
+    model: str
+    task: Kind
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    failure: str = ""
+    arrays: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+
+
+_PAPER_NAMES = {
+    "lstm": "LSTM", "autoformer": "Autoformer", "informer": "Informer", "crossformer": "Cross-former", "brainlm": "BrainLM",
+}  # fmt: skip
+
+MODELS: Mapping[str, ModelCard] = MappingProxyType(
+    {
+        "quantformer": ModelCard(title="QuantFormer", paper_name="QuantFormer"),
+        "quantformer_paper": ModelCard(title="QuantFormer, the paper's design", paper_name="QuantFormer"),
+        "quantformer_prompt": ModelCard(title="QuantFormer, the paper's design, prompt-tuned"),
+        "ablation_baseline": ModelCard(title="encoder from scratch", paper_name="Baseline"),
+        "ablation_tokens": ModelCard(title="+ learnable tokens", paper_name="Learnable tokens"),
+        "ablation_autoencoder": ModelCard(title="+ auto-encoder", paper_name="AE"),
+        **{key: ModelCard(title=spec.title, paper_name=_PAPER_NAMES.get(key, "")) for key, spec in NETWORKS.items()},
+        **{key: ModelCard(title=str(made.title), tasks="activation") for key, made in ACTIVATION_BASELINES.items()},  # type: ignore[attr-defined]
+        **{key: ModelCard(title=str(made.title), tasks="forecast") for key, made in FORECAST_BASELINES.items()},  # type: ignore[attr-defined]
+    }
+)
+
+
+def contest(
+    *,
+    sessions: tuple[str, ...],
+    mouse: str,
+    category: str,
+    models: tuple[str, ...],
+    pretrained: str,
+    plain: str = "",
+    effort: Effort,
+    seed: int,
+) -> list[Entry]:
+    """Train and score ``models`` (keys of `MODELS`) on one mouse's presentations of a category, or on all mice "pooled".
+
+    ``sessions`` are store directories; ``pretrained`` is an auto-encoder's directory, ``plain`` one without quantisation.
+    A model that fails gives an entry with the reason; the others go on.
+
+    Raises:
+        UsageError: a model is not known. RecordingError: the run itself is not to be had: the category, a part, a class.
+    """
+    strangers = [name for name in models if name not in MODELS]
+    if strangers:
+        raise UsageError(f"{', '.join(strangers)} is no model of the study; there are {', '.join(MODELS)}")
+    with one_thread(), threadpool_limits(limits=1):
+        course = _Course.lay(
+            _run(sessions, mouse=mouse, category=category, effort=effort),
+            pretrained=load_pretrained(Path(pretrained)),
+            plain=Path(plain) if plain else None,
+            effort=effort.seeded(seed),
+            seed=seed,
+        )
+        return [course.enter(name) for name in models]
+
+
+def _run(sessions: tuple[str, ...], *, mouse: str, category: str, effort: Effort) -> RunData:
+    """The mouse's first session with the category, or every mouse's together; mice that cannot be used are left out of those."""
+    found: dict[str, RunData] = {}
+    reasons = []
+    for path in sessions:
+        session = open_session(Path(path))
+        subject = session.provenance.subject
+        if mouse not in ("pooled", subject) or subject in found or category not in session.stimuli.category:
+            continue
+        try:
+            found[subject] = RunData.read(session, category=category, most=effort.most)
+        except RecordingError as error:
+            reasons.append(str(error))
+    if not found:
+        raise RecordingError("; ".join(reasons) or f"mouse {mouse!r} was shown no stimuli of category {category!r}")
+    return RunData.pooled(list(found.values())) if mouse == "pooled" else next(iter(found.values()))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Course:
+    """A run made ready, on which one model after the other is entered."""
+
+    data: RunData
+    sources: RunSources
+    pretrained: Pretrained
+    plain: Path | None
+    effort: Effort
+    seed: int
+    known: Rows
+    scene: Scene
+
+    @classmethod
+    def lay(cls, data: RunData, *, pretrained: Pretrained, plain: Path | None, effort: Effort, seed: int) -> _Course:
+        sources = data.sources(pretrained.signal_scale)
+        context = _context_of(data)
+        known, test = context(sources.train, effort.classical_rows), context(sources.test, None)
+        scene = Scene(
+            validation=context(sources.validation, None),
+            test=test,
+            control=context(sources.control, None) if len(sources.control) else None,
+            rate=ACTIVATION_BASELINES["neuron_stimulus_rate"]().fit(known).predict(test),
+            window=label_frames(data.category),
+            minutes=data.minutes * len(test) / max(len(test), 1),
+            validation_seconds=_seconds(data),
+        )
+        return cls(
+            data=data,
+            sources=sources,
+            pretrained=pretrained,
+            plain=plain,
+            effort=effort,
+            seed=seed,
+            known=known,
+            scene=scene,
+        )
+
+    def enter(self, name: str) -> Entry:
+        """Train and score one model."""
+        card, started = MODELS[name], time.monotonic()
+        try:
+            answers = self._answers(name)
+        except (QuantformerError, MemoryError) as error:
+            return Entry(model=name, task=card.tasks, failure=str(error) or type(error).__name__)
+        seconds = time.monotonic() - started
+        arrays: dict[str, NDArray[np.generic]] = {}
+        if answers.probability is not None:
+            arrays["probability"] = answers.probability.astype(np.float32)
+        if answers.response is not None:
+            arrays["squared_error"] = np.square(answers.response - self.scene.test.response).mean(1, dtype=np.float32)
+        return Entry(
+            model=name,
+            task=card.tasks,
+            metrics={**score(answers, self.scene), "seconds": seconds},
+            seconds=seconds,
+            arrays=arrays,
+        )
+
+    def _answers(self, name: str) -> Answers:
+        if name == "quantformer":
+            return self._quantformer()
+        if name in DESIGNS:
+            return self._networks(self._design(name))
+        if name in NETWORKS:
+            return self._networks(NETWORKS[name])
+        if name in POPULATION_BASELINES and self.known.context is None:
+            raise RecordingError("several mice have no common population; ask one mouse at a time")
+        made = {**ACTIVATION_BASELINES, **FORECAST_BASELINES}[name]().fit(self.known)
+        told = {part: made.predict(rows) for part, rows in self.scene.parts().items()}
+        if name in ACTIVATION_BASELINES:
+            return Answers(probability=told["test"], validation=told["validation"], control=told.get("control"))
+        return Answers(response=told["test"])
+
+    def _quantformer(self) -> Answers:
+        sources = self.sources
+        model = finetune(
+            self.pretrained,
+            vocabulary=self.data.vocabulary,
+            real=sources.train,
+            pseudo=sources.pseudo,
+            validation=sources.validation,
+            config=self.effort.finetuning,
+            report=_silent,
+        )
+        calibrated = calibrate(model, sources.validation, seconds=self.scene.validation_seconds)
+
+        def chance(source: IndexedSource, *, lead: int = 0, denied: bool = False) -> NDArray[np.float64]:
+            return probability(asked(model, source, lead=lead, denied=denied)["logit"], calibrated.calibration)
+
+        made = asked(model, sources.test)
+        return Answers(
+            probability=probability(made["logit"], calibrated.calibration),
+            response=made["response"],
+            validation=chance(sources.validation),
+            denied=chance(sources.test, denied=True),
+            control=chance(sources.control) if len(sources.control) else None,
+            by_lead={lead: chance(sources.test, lead=lead) for lead in LEADS if lead},
+            parameters=sum(p.numel() for p in model.forecaster.parameters() if p.requires_grad),
+        )
+
+    def _design(self, name: str) -> NetworkSpec:
+        teacher = self.pretrained
+        if name == "ablation_autoencoder":
+            if self.plain is None:
+                raise UsageError(f"{name} needs an auto-encoder without quantisation; none was given")
+            teacher = replace(load_pretrained(self.plain), signal_scale=self.pretrained.signal_scale)
+        return paper_design(name, title=MODELS[name].title, pretrained=teacher)
+
+    def _networks(self, spec: NetworkSpec) -> Answers:
+        """One network a task, as every competitor of the paper."""
+        vocabulary, sources, model = self.data.vocabulary, self.sources, self.effort.model
+        config = NetworkConfig(
+            neurons=len(vocabulary.neuron_ids),
+            feature_width=vocabulary.recipe.width,
+            stimulus_ids=len(vocabulary.stimulus_ids),
+            outputs=1,
+            d=model.d,
+            layers=model.layers,
+            heads=model.heads,
+            dropout=model.dropout,
+        )
+
+        def trained(task: Literal["activation", "forecast"]) -> TrainedCompetitor:
+            return train_network(
+                spec,
+                task=task,
+                train=sources.train,
+                validation=sources.validation,
+                pseudo=sources.pseudo if len(sources.pseudo) else None,
+                config=config,
+                budget=self.effort.budget,
+                seed=self.seed,
+                signal_scale=self.pretrained.signal_scale,
+                report=_silent,
+            )
+
+        activation, forecast = trained("activation"), trained("forecast")
+        return Answers(
+            probability=activation.predict(sources.test).astype(np.float64),
+            response=forecast.predict(sources.test).astype(np.float32),
+            validation=activation.predict(sources.validation).astype(np.float64),
+            denied=activation.predict(sources.test, denied=True).astype(np.float64),
+            control=activation.predict(sources.control).astype(np.float64) if len(sources.control) else None,
+            by_lead={lead: activation.predict(sources.test, lead=lead).astype(np.float64) for lead in LEADS if lead},
+            parameters=sum(
+                p.numel() for one in (activation, forecast) for p in one.network.parameters() if p.requires_grad
+            ),
+        )
+
+
+def asked(
+    model: TrainedModel, source: IndexedSource, *, lead: int = 0, denied: bool = False
+) -> dict[str, NDArray[np.float32]]:
+    """What a model says of every row of a source: ``logit``, ``response`` and ``spread``."""
+    parts = [vars(model.predict(rows, denied=denied)) for rows in source.batches(lead=lead, size=_BATCH)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _context_of(data: RunData) -> Callable[[IndexedSource, int | None], Rows]:
+    """Rows with what the population did, where the run is of one session."""
+    population = None
+    if len(data.members) == 1:
+        session = data.members[0].session
+        population = Population(
+            session.corrected(),
+            spans=data.members[0].split.train,
+            rate_hz=session.rate_hz,
+            running_speed_cm_s=session.running_speed_cm_s,
+        )
+
+    def rows(source: IndexedSource, most: int | None) -> Rows:
+        plain = source.rows(most=most)
+        if population is None:
+            return plain
+        frame, neuron = source.places(most=most)
+        return replace(plain, context=population.context(frame=frame, neuron=neuron))
+
+    return rows
+
+
+def _seconds(data: RunData) -> float:
+    return sum((stop - start) / m.session.rate_hz for m in data.members for start, stop in m.split.validation)
+
+
+def _silent(progress: Progress) -> None:
+    """Runs of a study report as a whole."""

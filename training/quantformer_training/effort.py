@@ -1,0 +1,92 @@
+"""How much a study spends: sizes, epochs and trials, the same for every model of a kind. Two presets are in use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from quantformer.config import PRESETS, ModelConfig
+from quantformer_training.competitors import Budget
+from quantformer_training.finetune import FinetuneConfig
+from quantformer_training.loop import LoopConfig
+from quantformer_training.run_data import MostTrials
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """``neurons`` a simulated mouse; ``pretraining_windows`` a session; ``classical_rows`` what a classical model reads, at
+    most; the rest as named.
+    """
+
+    preset: str
+    neurons: int
+    model: ModelConfig
+    pretraining: LoopConfig
+    pretraining_windows: int
+    pretraining_batch: int
+    finetuning: FinetuneConfig
+    budget: Budget
+    most: MostTrials
+    classical_rows: int
+
+    def seeded(self, seed: int) -> Effort:
+        """The same with every stage on this seed."""
+        fine = self.finetuning
+        return replace(
+            self,
+            pretraining=replace(self.pretraining, seed=seed),
+            finetuning=replace(
+                fine, activation=replace(fine.activation, seed=seed), forecast=replace(fine.forecast, seed=seed)
+            ),
+        )
+
+
+def _finetuning(budget: Budget, *, validation_rows: int) -> FinetuneConfig:
+    """QuantFormer's fine-tuning within the competitors' budget; it begins at a regression, so its first rate is lower."""
+    task = LoopConfig(
+        epochs=budget.epochs, learning_rate=1e-3, weight_decay=budget.weight_decay, patience=budget.patience
+    )
+    return FinetuneConfig(
+        activation=replace(task, learning_rate=3e-4),
+        forecast=task,
+        batch=budget.batch,
+        rows_per_epoch=budget.rows_per_epoch,
+        validation_rows=validation_rows,
+        pseudo_per_real=budget.pseudo_per_real,
+    )
+
+
+_SMALL = Budget(epochs=6, rows_per_epoch=6_000, patience=3, pseudo_per_real=1.0)
+_PAPER = Budget.paper()
+
+EFFORTS: Mapping[str, Effort] = MappingProxyType(
+    {
+        # Three mice on two cores, every table, within the hour.
+        "small": Effort(
+            preset="small",
+            neurons=40,
+            model=PRESETS["small"],
+            pretraining=LoopConfig(epochs=6, learning_rate=1e-3),
+            pretraining_windows=4_000,
+            pretraining_batch=128,
+            finetuning=_finetuning(_SMALL, validation_rows=4_000),
+            budget=_SMALL,
+            most=MostTrials(train=1_000, validation=80, test=240),
+            classical_rows=20_000,
+        ),
+        # The paper's sizes and epochs on all trials: for a GPU.
+        "paper": Effort(
+            preset="paper",
+            neurons=241,
+            model=PRESETS["paper"],
+            pretraining=LoopConfig(epochs=50, learning_rate=1e-4),
+            pretraining_windows=100_000,
+            pretraining_batch=32,
+            finetuning=_finetuning(_PAPER, validation_rows=100_000),
+            budget=_PAPER,
+            most=MostTrials(),
+            classical_rows=200_000,
+        ),
+    }
+)

@@ -1,0 +1,84 @@
+"""Where fine-tuning begins: the linear shortcuts at their regularised regressions, so that the transformer learns the rest.
+
+Beyond the paper. With a few hundred trials a gradient takes longer to find a linear model than a transformer takes to learn
+the training set by heart; begun there, the network is never far behind a regression, and early stopping decides how far it
+goes beyond.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression, Ridge
+from torch import nn
+
+from quantformer.forecaster import SHORTCUT_GAIN, Forecaster, Shortcut
+from quantformer_training.examples import Examples
+from quantformer_training.sources import RowSource
+
+#: Rows that the regressions read, at most; each of a small set is read several times, under different leads and gaps.
+ROWS = 20_000
+_REPEATS = 4
+#: Strengths of the penalties on standardised inputs; chosen on the validation part of one recording (docs/results.md).
+_LOGISTIC_C = 0.03
+_RIDGE_ALPHA = 1000.0
+
+
+def start_shortcuts(forecaster: Forecaster, source: RowSource, *, seed: int) -> None:
+    """Set both shortcuts, and the heads beside them to zero; nothing changes where training has only one class."""
+    rng = np.random.default_rng(seed)
+    repeats = min(_REPEATS, max(1, ROWS // max(len(source), 1)))
+    rows = Examples.joined([source.draw(ROWS // repeats, rng) for _ in range(repeats)])
+    with torch.no_grad():
+        _start_activation(forecaster, rows)
+        _start_response(forecaster, rows)
+
+
+def _start_activation(forecaster: Forecaster, rows: Examples) -> None:
+    network, active = forecaster.activation, rows.active.numpy()
+    if active.all() or not active.any():
+        return
+    inputs, centre, scale = _standardised(network.shortcut, rows)
+    fitted = LogisticRegression(C=_LOGISTIC_C, max_iter=1000).fit(inputs, active)
+    _set(network.shortcut, fitted.coef_, fitted.intercept_, centre=centre, scale=scale)
+    network.head.weight.zero_()
+    network.head.bias.zero_()
+
+
+def _start_response(forecaster: Forecaster, rows: Examples) -> None:
+    network, teacher = forecaster.response, forecaster.teacher
+    inputs, centre, scale = _standardised(network.shortcut, rows)
+    # With its last layer at zero the head gives every code the same chance, and the decoder one trace.
+    last = cast(nn.Linear, network.head[-1])
+    last.weight.zero_()
+    last.bias.zero_()
+    mean_code = teacher.codebook.codebook.mean(0).expand(1, forecaster.config.patches, -1)
+    decoded = teacher.decode(mean_code)[0, forecaster.config.baseline_frames :]
+    target = rows.trace[:, forecaster.config.baseline_frames :] - decoded
+    fitted = Ridge(alpha=_RIDGE_ALPHA).fit(inputs, target.double().numpy())
+    _set(network.shortcut, fitted.coef_, fitted.intercept_, centre=centre, scale=scale)
+
+
+def _standardised(
+    shortcut: Shortcut, rows: Examples
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """The shortcut's inputs ``(B, inputs)`` with mean 0 and deviation 1, and what was taken from them."""
+    inputs = shortcut.inputs(rows.baseline, rows.tuning, rows.level).double().numpy()
+    centre, scale = inputs.mean(0), inputs.std(0) + 1e-9
+    return (inputs - centre) / scale, centre, scale
+
+
+def _set(
+    shortcut: Shortcut,
+    weight: NDArray[np.float64],
+    bias: NDArray[np.float64],
+    *,
+    centre: NDArray[np.float64],
+    scale: NDArray[np.float64],
+) -> None:
+    raw = weight / scale
+    shortcut.linear.weight.copy_(torch.from_numpy(raw / SHORTCUT_GAIN))
+    shortcut.linear.bias.copy_(torch.from_numpy((bias - raw @ centre) / SHORTCUT_GAIN))
