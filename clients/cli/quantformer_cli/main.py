@@ -34,6 +34,7 @@ VERBS: Mapping[str, str] = {
     "finetune": "train on one recording, from a pre-trained auto-encoder to a fitted model",
     "evaluate": "score a model against the simple baselines",
     "export": "make the bundle of a fitted model",
+    "reproduce": "the paper's tables and figures, and ours, with one command each",
     "serve": "run the real-time service on a bundle",
     "status": "ask a running service how it is",
     "bundle": "verify or show a bundle",

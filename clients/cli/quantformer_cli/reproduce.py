@@ -1,0 +1,106 @@
+"""`quantformer reproduce`: the paper's tables and figures, and ours, on the simulator or on recordings."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+from quantformer.errors import UsageError
+from quantformer_cli.main import Parser, Subparsers, add_verb
+
+SIMULATED = "simulated"
+#: Mice that are simulated where nothing else is said.
+MICE = 3
+
+
+def add_parser(subparsers: Subparsers[Parser]) -> Parser:
+    """Add the verb."""
+    parser = add_verb(
+        subparsers,
+        "reproduce",
+        about="Train, compare and ablate for the tables asked for, write them with the paper's figures beside ours. What is "
+        "finished stays: the same command again makes only what is missing.",
+        example="quantformer reproduce all --data simulated --preset small --mice 3",
+    )
+    parser.add_argument(
+        "tables", nargs="+", metavar="TABLE",
+        help="ours, table1, table2, table3, table4, tableA2, tableA3, tableA4, figures or all",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", nargs="+", required=True, metavar="PATH",
+        help="'simulated', or recordings with stimuli: npz files, suite2p folders, Allen NWB files or folders of them",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, default=Path("reproduction"), metavar="DIR", help="default ./reproduction")
+    parser.add_argument("--preset", default="small", choices=("small", "paper"), help="what is spent (default small)")
+    parser.add_argument("--mice", type=int, metavar="N", help=f"simulated mice (default {MICE}; the paper has 11)")
+    parser.add_argument("--neurons", type=int, metavar="N", help="neurons a simulated mouse (default: the preset's)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random choice (default 0)")
+    parser.add_argument(
+        "--jobs", default="local", choices=("local", "ray"), help="where runs are made (default local processes)"
+    )
+    parser.add_argument("--processes", type=int, metavar="N", help="runs at once (default: one a core)")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make what is missing, write everything, say where."""
+    from quantformer_cli.reproduce_progress import ReproduceProgress
+    from quantformer_training.cohort import recorded_cohort, simulated_cohort
+    from quantformer_training.effort import EFFORTS
+    from quantformer_training.jobs import cores
+    from quantformer_training.reproduce.execute import Execution
+    from quantformer_training.reproduce.plan import EXTENTS, asked_tables
+    from quantformer_training.reproduce.reproduction import reproduce
+
+    tables = asked_tables(args.tables)
+    simulated = args.data == [SIMULATED]
+    if not simulated and (SIMULATED in args.data or args.mice is not None or args.neurons is not None):
+        raise UsageError("--data takes either 'simulated', with --mice and --neurons, or recordings, without them")
+    if args.seed < 0 or (args.processes is not None and args.processes < 1):
+        raise UsageError(f"--seed {args.seed} and --processes {args.processes}: a seed is 0 or more, processes 1 or more")
+    effort = EFFORTS[args.preset]
+    if args.neurons is not None:
+        effort = replace(effort, neurons=args.neurons)
+    recordings = args.out / "recordings"
+    with ReproduceProgress() as progress:
+        if simulated:
+            mice = MICE if args.mice is None else args.mice
+            cohort = simulated_cohort(recordings, mice=mice, neurons=effort.neurons, seed=args.seed, say=progress.say)
+            facts = [("simulated", f"{mice} mice of {effort.neurons} neurons, three sessions of the Allen schedule each")]
+        else:
+            cohort = recorded_cohort([Path(name) for name in args.data], recordings, say=progress.say)
+            facts = [("recordings", ", ".join(session.provenance.source for session in cohort.sessions))]
+        for name, reason in cohort.left_out.items():
+            progress.say(f"left out {name}: {reason}")
+        made = reproduce(
+            tables,
+            execution=Execution(
+                cohort=cohort,
+                recordings=recordings.resolve(),
+                out=args.out.resolve(),
+                extent=EXTENTS[args.preset],
+                seed=args.seed,
+                workers=args.jobs,
+                processes=args.processes or cores(),
+            ),
+            effort=effort,
+            command=_command(args),
+            facts=facts,
+            report=progress.report,
+        )
+    print(
+        f"{args.out / made.files[0].name}: {made.runs} runs, {made.made} made now, {made.failed} left out; "
+        f"tables in {args.out / 'tables'}, the same in {args.out / made.files[1].name}"
+    )
+    return 0
+
+
+def _command(args: argparse.Namespace) -> str:
+    """How to do it again; paths as they were given."""
+    words = ["quantformer", "reproduce", *args.tables, "--data", *args.data, "--preset", args.preset, "--seed", str(args.seed)]
+    for flag in ("mice", "neurons"):
+        value = getattr(args, flag)
+        words += [] if value is None else [f"--{flag}", str(value)]
+    return shlex.join([*words, "--out", str(args.out)])

@@ -1,0 +1,138 @@
+"""Tables from recordings, start to report: real training on two tiny mice, resumed, cut, and with data that cannot be used."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from small_recording import GRATING
+from tiny_study import EXTENT, SCARCE, TINY, tiny_cohort
+
+from quantformer.errors import DataError
+from quantformer_training.cohort import Cohort
+from quantformer_training.reproduce.execute import Execution, Step
+from quantformer_training.reproduce.plan import PlannedContest, Pretraining
+from quantformer_training.reproduce.reproduction import reproduce
+from quantformer_training.run_store import RunStore
+
+#: Seconds that a process gets before the test gives up on it.
+PATIENCE_S = 120.0
+
+
+def execution(cohort: Cohort, out: Path, *, processes: int = 1) -> Execution:
+    return Execution(
+        cohort=cohort, recordings=out / "recordings", out=out, extent=EXTENT, seed=0, processes=processes
+    )
+
+
+def contest(*models: str, mouse: str = "m0", category: str = GRATING) -> PlannedContest:
+    return PlannedContest(
+        group="models", mouse=mouse, category=category, models=models, pretraining=Pretraining(effort=TINY)
+    )
+
+
+def test_a_table_from_start_to_report_and_nothing_is_run_twice(tmp_path: Path) -> None:
+    cohort, steps = tiny_cohort(tmp_path / "recordings", scarce=True), list[Step]()
+    made = reproduce(
+        ["table3"], execution=execution(cohort, tmp_path), effort=TINY, report=steps.append,
+        command="quantformer reproduce table3",
+    )  # fmt: skip
+    assert (made.runs, made.made, made.failed) == (10, 12, 0)
+    assert (steps[0].done, steps[-1].done, steps[-1].total, steps[-1].left_s) == (0, 12, 12, 0.0)
+    page = (tmp_path / "report.html").read_text()
+    assert "Table 3: ablation (simulated data)" in page
+    assert "quantformer reproduce table3" in page
+    assert "://" not in page
+    text = (tmp_path / "summary.md").read_text()
+    for said in ("Data: simulated (2 mice, 2 recordings)", "seed: 0", "machine", "77.66 ± 3.78", "minutes of pre-training"):
+        assert said in text
+    records = [json.loads(line) for line in (tmp_path / "tables" / "table3.jsonl").read_text().splitlines()]
+    rows = {record["row"]: record for record in records if record["metric"] == "balanced_accuracy"}
+    assert list(rows) == [
+        "quantformer", "quantformer/baseline", "quantformer/learnable_tokens", "quantformer/autoencoder",
+        "quantformer/quantization",
+    ]  # fmt: skip
+    assert rows["quantformer/baseline"]["reference"] == "quantformer/quantization"
+    assert rows["quantformer/baseline"]["paper_mean"] == pytest.approx(0.7588)
+    assert all(record["mean"] is not None and record["pairs"] == 2 for record in rows.values())
+
+    lines = (tmp_path / "runs.jsonl").read_bytes()
+    steps.clear()
+    again = reproduce(
+        ["table3"], execution=execution(cohort, tmp_path), effort=TINY, command="again", report=steps.append
+    )
+    assert (again.made, [step.name for step in steps]) == (0, [""])
+    assert (tmp_path / "runs.jsonl").read_bytes() == lines
+
+
+def test_only_what_another_effort_touches_is_made_again(tmp_path: Path) -> None:
+    cohort, here = tiny_cohort(tmp_path / "recordings"), execution
+    classical, wanted = ("base_rate", "neuron_mean"), contest("quantformer", "base_rate")
+    first = here(cohort, tmp_path).run([wanted], report=lambda step: None)
+    assert first.made == 3
+    # A model more: the auto-encoder and the others stay.
+    second = here(cohort, tmp_path).run([contest("quantformer", *classical)], report=lambda step: None)
+    assert (second.made, len(second.runs)) == (1, 3)
+    # Another budget changes every run of it, but not the auto-encoder.
+    spent = replace(wanted, pretraining=Pretraining(effort=replace(TINY, classical_rows=200)))
+    third = here(cohort, tmp_path).run([spent], report=lambda step: None)
+    assert third.made == 2
+    # A lost auto-encoder is made again only where something missing starts from it.
+    (tmp_path / "pretrained" / next((tmp_path / "pretrained").iterdir()).name / "pretrained.pt").unlink()
+    assert here(cohort, tmp_path).run([spent], report=lambda step: None).made == 0
+    assert here(cohort, tmp_path).run([contest("last_frames")], report=lambda step: None).made == 2
+
+
+def test_what_cannot_be_used_is_left_out_with_its_reason_and_the_rest_goes_on(tmp_path: Path) -> None:
+    cohort = tiny_cohort(tmp_path / "recordings", scarce=True)
+    wanted = [contest("base_rate", mouse="m1", category=SCARCE), contest("base_rate", mouse="m1")]
+    # Nothing but gratings can train an auto-encoder here.
+    lost = Pretraining(effort=TINY, without_category=GRATING)
+    wanted.append(replace(contest("base_rate"), group="left_out", variant="stimuli", pretraining=lost))
+    told = list[Step]()
+    found = execution(cohort, tmp_path, processes=1).run(wanted, report=told.append)
+    scarce, usable, untrained = found.runs
+    assert "2 presentations" in scarce.failure
+    assert usable.failure == ""
+    assert usable.metrics["log_loss"] > 0
+    assert untrained.failure.startswith("its pre-training failed (no session is left")
+    assert sum(bool(step.failure) for step in told) == 3
+    assert {run.key.mouse: bool(run.failure) for run in found.pretraining} == {"all": True}
+
+
+def test_a_cohort_without_stimulus_categories_is_refused(tmp_path: Path) -> None:
+    cohort = tiny_cohort(tmp_path / "recordings", mice=1)
+    spontaneous = replace(cohort.sessions[0].stimuli, category=("spontaneous",) * 48)
+    cohort = Cohort(sessions=(replace(cohort.sessions[0], stimuli=spontaneous),), left_out={})
+    with pytest.raises(DataError, match="none of the 1 recordings has a stimulus category"):
+        reproduce(["table1"], execution=execution(cohort, tmp_path), effort=TINY, command="", report=lambda step: None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_ends_every_process_and_what_was_finished_stays(tmp_path: Path, processes: int) -> None:
+    tiny_cohort(tmp_path / "recordings")
+    program = [sys.executable, str(Path(__file__).with_name("tiny_reproduction.py")), str(tmp_path), str(processes)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
+    with subprocess.Popen(
+        program, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        # The auto-encoder is there and the contests have begun.
+        assert any("pre-training" in line for line in process.stdout)
+        workers = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGINT)
+        rest = process.stdout.read()
+        assert process.wait(PATIENCE_S) == 130, rest
+    kept = RunStore(tmp_path).runs()
+    assert [run.key.table for run in kept][:1] == ["pretraining"]
+    assert not any(run.failure for run in kept)
+    _, alive = psutil.wait_procs(workers, timeout=PATIENCE_S)
+    assert not alive
