@@ -153,7 +153,7 @@ class _Course:
             control=context(sources.control, None) if len(sources.control) else None,
             rate=ACTIVATION_BASELINES["neuron_stimulus_rate"]().fit(known).predict(test),
             window=label_frames(data.category),
-            minutes=data.minutes * len(test) / max(len(test), 1),
+            minutes=data.minutes,
             validation_seconds=_seconds(data),
         )
         return cls(
@@ -197,11 +197,11 @@ class _Course:
             return self._networks(NETWORKS[name])
         if name in POPULATION_BASELINES and self.known.context is None:
             raise RecordingError("several mice have no common population; ask one mouse at a time")
-        made = {**ACTIVATION_BASELINES, **FORECAST_BASELINES}[name]().fit(self.known)
-        told = {part: made.predict(rows) for part, rows in self.scene.parts().items()}
-        if name in ACTIVATION_BASELINES:
-            return Answers(probability=told["test"], validation=told["validation"], control=told.get("control"))
-        return Answers(response=told["test"])
+        if name in FORECAST_BASELINES:
+            return Answers(response=FORECAST_BASELINES[name]().fit(self.known).predict(self.scene.test))
+        fitted = ACTIVATION_BASELINES[name]().fit(self.known)
+        told = {part: fitted.predict(rows) for part, rows in self.scene.parts().items()}
+        return Answers(probability=told["test"], validation=told["validation"], control=told.get("control"))
 
     def _quantformer(self) -> Answers:
         sources = self.sources

@@ -37,13 +37,16 @@ class MostTrials:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Member:
-    """One session of a run: its trials at real onsets by part, pseudo-onsets of training, and those of the control."""
+    """One session of a run: its trials at real onsets by part, pseudo-onsets of training, and those of the control;
+    ``test_share`` of the test part's presentations are read.
+    """
 
     session: StoredSession
     split: Split
     real: Mapping[str, IndexedTrials]
     pseudo: IndexedTrials
     control: IndexedTrials
+    test_share: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,9 +111,12 @@ class RunData:
 
     @property
     def minutes(self) -> float:
-        """Neuron-minutes of the test part, for rates of false triggers: all neurons share one output."""
-        spans = sum((stop - start) / m.session.rate_hz for m in self.members for start, stop in m.split.test)
-        return float(spans / 60.0 * np.mean([member.session.neurons for member in self.members]))
+        """Time that the test rows took in minutes, mice one after the other: all neurons share one output."""
+        return sum(
+            (stop - start) / one.session.rate_hz / 60.0 * one.test_share
+            for one in self.members
+            for start, stop in one.split.test
+        )
 
     def sources(self, signal_scale: float) -> RunSources:
         """Everything with its tuning: out of fold for trials that it was regressed on."""
@@ -214,12 +220,15 @@ def _member(session: StoredSession, *, category: str, most: MostTrials) -> Membe
     moments = moments.select(np.flatnonzero([name == category for name in moments.category]))
     candidates = np.concatenate([np.arange(low, high, PSEUDO_STRIDE) for low, high in split.train])
     pseudo = _own(pseudo_moments(session, candidates, recipe=recipe), category)
+    real = {part: reader.read(_fewer(moments, split, part, getattr(most, part)), part=part) for part in PARTS}
+    shown = int(split.inside("test", moments.frame, moments.frame + 1).sum())
     return Member(
         session=session,
         split=split,
-        real={part: reader.read(_fewer(moments, split, part, getattr(most, part)), part=part) for part in PARTS},
+        real=real,
         pseudo=reader.read(_fewer(pseudo, split, "train", most.train), part="train"),
         control=reader.read(_fewer(_own(control_moments(session), category), split, "test", most.test), part="test"),
+        test_share=len(real["test"].moments) / max(shown, 1),
     )
 
 
