@@ -59,11 +59,11 @@ class Machine:
         """Refuse what only pre-training can do.
 
         Raises:
-            UsageError: a device, precision or number of processes other than the default is asked for.
+            UsageError: anything but threads is asked for.
         """
-        if (self.device, self.precision, self.processes, self.nodes) != ("cpu", "float32", 1, 1):
+        if self != Machine(threads=self.threads):
             raise UsageError(
-                f"{verb} trains in one CPU process in float32; device, precision, processes and nodes are for pretrain"
+                f"{verb} trains in one CPU process in float32; of [machine] only threads is for it, the rest for pretrain"
             )
 
     def accelerator(self) -> Accelerator:
@@ -186,11 +186,10 @@ class ExportRun:
 
     fitted: str = ""
     out: str = ""
-    preset: str = "small"
 
     @classmethod
     def of_preset(cls, preset: str) -> ExportRun:
-        """There is one."""
+        """There is nothing to choose."""
         return cls()
 
     def seeded(self) -> ExportRun:
