@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 import msgspec
 import numpy as np
@@ -20,10 +20,12 @@ import quantformer
 from quantformer.config import PRESETS
 from quantformer.errors import UnavailableError, UsageError
 from quantformer_training.accelerator import Accelerator, accelerator_of
-from quantformer_training.finetune import FinetuneConfig
 from quantformer_training.fit import FitConfig
 from quantformer_training.loop import CHECKPOINT_S, LoopConfig
 from quantformer_training.toml_text import render_toml
+
+if TYPE_CHECKING:
+    from quantformer_training.effort import Effort
 
 #: What a run was made of, beside its outputs: a TOML file that the same verb takes again.
 RUN_FILE = "run.toml"
@@ -92,8 +94,8 @@ class PretrainRun:
     def of_preset(cls, preset: str) -> PretrainRun:
         """``paper`` is the paper's schedule (section 4.2) at its size; ``small`` minutes on two cores."""
         if preset == "paper":
-            loop = LoopConfig(epochs=50, learning_rate=1e-4, weight_decay=0.0)
-            return cls(preset=preset, windows=1_000_000, batch=32, loop=loop)
+            effort = _paper()
+            return cls(preset=preset, windows=1_000_000, batch=effort.pretraining_batch, loop=effort.pretraining)
         return cls()
 
     def seeded(self) -> PretrainRun:
@@ -267,14 +269,21 @@ def _fit_of(preset: str) -> FitConfig:
     full = FitConfig.full()
     if preset != "paper":
         return full
-    task = LoopConfig(epochs=100, learning_rate=1e-3, weight_decay=0.0)
+    effort = _paper()
     return replace(
         full,
         preset=preset,
-        pretraining=LoopConfig(epochs=50, learning_rate=1e-4, weight_decay=0.0),
-        finetuning=FinetuneConfig(activation=task, forecast=task),
-        pretraining_batch=32,
+        pretraining=effort.pretraining,
+        finetuning=effort.finetuning,
+        pretraining_batch=effort.pretraining_batch,
     )
+
+
+def _paper() -> Effort:
+    """What the study of the paper's tables spends: one schedule for both."""
+    from quantformer_training.effort import EFFORTS  # brings every competitor, which small runs do without
+
+    return EFFORTS["paper"]
 
 
 def _seeded(fit: FitConfig, *, preset: str, seed: int) -> FitConfig:
