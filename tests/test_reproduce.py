@@ -72,6 +72,30 @@ def test_a_table_from_start_to_report_and_nothing_is_run_twice(tmp_path: Path) -
     assert (tmp_path / "runs.jsonl").read_bytes() == lines
 
 
+@pytest.mark.slow
+def test_our_table_on_one_recording_has_intervals_over_its_trials_and_the_figures_are_drawn_once(tmp_path: Path) -> None:
+    cohort = tiny_cohort(tmp_path / "recordings", mice=1)
+    here = execution(cohort, tmp_path)
+    made = reproduce(["ours", "table2", "figures"], execution=here, effort=TINY, command="", report=lambda step: None)
+    failures = {run.key.model: run.failure for run in here.store.runs() if run.failure}
+    assert (made.failed, failures) == (0, {})
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/svg+xml") == len(list((tmp_path / "figures").glob("*.svg"))) > 0
+    assert "Within one recording: m0, drifting gratings" in page
+    text = (tmp_path / "summary.md").read_text()
+    assert "### Within one recording" in text
+    assert "Table 2: forecasting, gradient-normalised, paper-compatible (simulated data)" in text
+    lines = [json.loads(line) for line in (tmp_path / "tables" / "ours_within.jsonl").read_text().splitlines()]
+    assert {"lstm", "ridge", "logistic"} < {line["model"] for line in lines}
+
+    # The figures are there: what draws them is not even started.
+    drawn = {path: path.stat().st_mtime_ns for path in (tmp_path / "figures").iterdir()}
+    steps = list[Step]()
+    assert reproduce(["figures"], execution=execution(cohort, tmp_path), effort=TINY, command="", report=steps.append).made == 0
+    assert [step.name for step in steps] == [""]
+    assert drawn == {path: path.stat().st_mtime_ns for path in (tmp_path / "figures").iterdir()}
+
+
 def test_only_what_another_effort_touches_is_made_again(tmp_path: Path) -> None:
     cohort, here = tiny_cohort(tmp_path / "recordings"), execution
     classical, wanted = ("base_rate", "neuron_mean"), contest("quantformer", "base_rate")
@@ -105,6 +129,17 @@ def test_what_cannot_be_used_is_left_out_with_its_reason_and_the_rest_goes_on(tm
     assert untrained.failure.startswith("its pre-training failed (no session is left")
     assert sum(bool(step.failure) for step in told) == 3
     assert {run.key.mouse: bool(run.failure) for run in found.pretraining} == {"all": True}
+
+
+def test_a_second_recording_of_the_same_stimuli_is_said_to_be_pre_trained_on_only(tmp_path: Path) -> None:
+    cohort = tiny_cohort(tmp_path / "recordings")
+    sessions = [replace(one, provenance=replace(one.provenance, subject="m0")) for one in cohort.sessions]
+    cohort = Cohort(sessions=tuple(sessions), left_out={"bad.npz": "not a recording"})
+    reproduce([], execution=execution(cohort, tmp_path), effort=TINY, command="", report=lambda step: None)
+    text = (tmp_path / "summary.md").read_text()
+    assert "- recording session-1: an earlier recording of the mouse has the same categories" in text
+    assert "- recording bad.npz: not a recording" in text
+    assert "session-0" not in text
 
 
 def test_a_cohort_without_stimulus_categories_is_refused(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantformer.errors import DataError, QuantformerError, UsageError
@@ -14,6 +14,8 @@ from quantformer_training.simulated import MouseConfig, simulate_container
 from quantformer_training.store import StoredSession, open_session, write_session
 from quantformer_training.trials import EPOCHS
 
+#: What a recording that does not name its animal calls it.
+UNKNOWN_SUBJECT = "unknown"
 #: Told what is being made or read now, in words.
 Say = Callable[[str], None]
 
@@ -134,4 +136,7 @@ def _stored(path: Path, directory: Path) -> StoredSession:
     recording: Recording = open_recording(path)
     if not len(recording.stimuli):
         raise DataError(f"{path.name} holds no presentations; a study needs stimuli")
+    if recording.provenance.subject in ("", UNKNOWN_SUBJECT):
+        # Two files of unnamed animals are not one animal.
+        recording = replace(recording, provenance=replace(recording.provenance, subject=path.stem))
     return write_session(recording, place)

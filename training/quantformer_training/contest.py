@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from quantformer.errors import QuantformerError, RecordingError, UsageError
 from quantformer.labels import label_frames
+from quantformer.trace_metrics import pearson_rows
 from quantformer_training.baselines import ACTIVATION_BASELINES, FORECAST_BASELINES, POPULATION_BASELINES
 from quantformer_training.calibrate import calibrate, probability
 from quantformer_training.competitors import TrainedCompetitor, train_network
@@ -49,7 +50,9 @@ class ModelCard:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Entry:
-    """One model on one run: scores by name, or the reason why there are none. ``arrays`` are its answers on test rows."""
+    """One model on one run: scores by name, or the reason why there are none. ``arrays`` are its answers on test rows, with the
+    label, trial and neuron of each.
+    """
 
     model: str
     task: Kind
@@ -175,11 +178,15 @@ class _Course:
         except (QuantformerError, MemoryError) as error:
             return Entry(model=name, task=card.tasks, failure=str(error) or type(error).__name__)
         seconds = time.monotonic() - started
-        arrays: dict[str, NDArray[np.generic]] = {}
+        test = self.scene.test
+        arrays: dict[str, NDArray[np.generic]] = {
+            "active": test.active, "trial": test.trial.astype(np.int32), "neuron": test.neuron.astype(np.int32)
+        }  # fmt: skip
         if answers.probability is not None:
             arrays["probability"] = answers.probability.astype(np.float32)
         if answers.response is not None:
-            arrays["squared_error"] = np.square(answers.response - self.scene.test.response).mean(1, dtype=np.float32)
+            arrays["squared_error"] = np.square(answers.response - test.response).mean(1, dtype=np.float32)
+            arrays["r"] = pearson_rows(answers.response.astype(np.float64), test.response.astype(np.float64))
         return Entry(
             model=name,
             task=card.tasks,

@@ -57,21 +57,21 @@ def markdown(table: ResultTable) -> str:
     for column in table.columns:
         head += [column.heading, "paper"] if has_paper(table, column) else [column.heading]
     for row in table.rows:
-        cells: list[str] = [_plain(row.title) + (" (reference)" if row.key == table.reference else "")]
+        cells: list[str] = [plain(row.title) + (" (reference)" if row.key == table.reference else "")]
         for column in table.columns:
             cell = row.cells[column.metric]
-            score, verdict = _plain(cell_text(cell, column, most=most)), verdict_text(cell)
+            score, verdict = plain(cell_text(cell, column, most=most)), verdict_text(cell)
             cells.append((f"**{score}**" if cell.best else score) + (f", {verdict}" if verdict else ""))
             if has_paper(table, column):
-                cells.append("" if cell.paper is None else _plain(cell.paper.printed))
+                cells.append("" if cell.paper is None else plain(cell.paper.printed))
         lines.append(cells)
     chance = ["chance"]
     for column in table.columns:
         chance += [column.number(table.chance[column.metric])] + ([""] if has_paper(table, column) else [])
-    text = [f"### {_plain(table.title)}", "", f"Data: {_plain(table.origin)}.", ""]
-    text += [_line([_plain(name) for name in head]), _line(["---"] * len(head))]
+    text = [f"### {plain(table.title)}", "", f"Data: {plain(table.origin)}.", ""]
+    text += [_line([plain(name) for name in head]), _line(["---"] * len(head))]
     text += [_line(line) for line in [*lines, chance]]
-    text += ["", *(f"- {_plain(note)}" for note in table.notes), ""]
+    text += ["", *(f"- {plain(note)}" for note in table.notes), ""]
     return "\n".join(text)
 
 
@@ -136,7 +136,8 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """Text with nothing in it that Markdown reads as more."""
     return _MARKS.sub(r"\\\1", " ".join(text.split()))
 
 

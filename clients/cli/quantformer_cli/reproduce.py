@@ -46,13 +46,7 @@ def add_parser(subparsers: Subparsers[Parser]) -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     """Make what is missing, write everything, say where."""
-    from quantformer_cli.reproduce_progress import ReproduceProgress
-    from quantformer_training.cohort import recorded_cohort, simulated_cohort
-    from quantformer_training.effort import EFFORTS
-    from quantformer_training.jobs import cores
-    from quantformer_training.reproduce.execute import Execution
-    from quantformer_training.reproduce.plan import EXTENTS, asked_tables
-    from quantformer_training.reproduce.reproduction import reproduce
+    from quantformer_training.reproduce.names import asked_tables
 
     tables = asked_tables(args.tables)
     simulated = args.data == [SIMULATED]
@@ -60,6 +54,14 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--data takes either 'simulated', with --mice and --neurons, or recordings, without them")
     if args.seed < 0 or (args.processes is not None and args.processes < 1):
         raise UsageError(f"--seed {args.seed} and --processes {args.processes}: a seed is 0 or more, processes 1 or more")
+    from quantformer_cli.reproduce_progress import ReproduceProgress
+    from quantformer_training.cohort import recorded_cohort, simulated_cohort
+    from quantformer_training.effort import EFFORTS
+    from quantformer_training.jobs import cores
+    from quantformer_training.reproduce.execute import Execution
+    from quantformer_training.reproduce.plan import EXTENTS
+    from quantformer_training.reproduce.reproduction import reproduce
+
     effort = EFFORTS[args.preset]
     if args.neurons is not None:
         effort = replace(effort, neurons=args.neurons)

@@ -15,11 +15,14 @@ from quantformer_training.html_report import Chapter, Figure, ResultsPage, write
 from quantformer_training.report import Facts, Table, Text
 from quantformer_training.reproduce.execute import FIGURES
 from quantformer_training.reproduce.tables import places_left_out
-from quantformer_training.result_formats import csv_text, json_lines, markdown
+from quantformer_training.reproduce.within import Within, within_lines, within_tables
+from quantformer_training.result_formats import csv_text, json_lines, markdown, plain
 from quantformer_training.result_tables import ResultTable
 from quantformer_training.run_store import Run
 
 TABLES_FOLDER = "tables"
+#: Differences on single recordings, where there are too few mice for an interval over them.
+WITHIN = "ours_within"
 SUMMARY, REPORT = "summary.md", "report.html"
 _CHAPTERS = {
     "ours": "Our table",
@@ -36,7 +39,7 @@ _CHAPTERS = {
 @dataclass(frozen=True, kw_only=True)
 class Reproduction:
     """Everything that was made: ``tables`` by the name asked for, ``left_out`` recordings with their reason; ``facts``
-    are how it was made (command, data, seeds, preset), in words.
+    are how it was made (command, data, seeds, preset), in words; ``within`` are differences on single recordings.
     """
 
     origin: str
@@ -46,6 +49,7 @@ class Reproduction:
     runs: Sequence[Run]
     pretraining: Sequence[Run]
     left_out: Mapping[str, str]
+    within: Sequence[Within]
     gallery: Gallery | None
     gallery_failure: str = ""
 
@@ -62,6 +66,8 @@ def write_pages(made: Reproduction, out: Path) -> list[Path]:
         for table in tables:
             for suffix, text in (("md", markdown(table)), ("csv", csv_text(table)), ("jsonl", json_lines(table))):
                 texts[out / TABLES_FOLDER / f"{table.name}.{suffix}"] = text
+    if made.within:
+        texts[out / TABLES_FOLDER / f"{WITHIN}.jsonl"] = within_lines(made.within)
     try:
         for path, text in texts.items():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,6 +94,7 @@ def summary(made: Reproduction) -> str:
         lines += ["", f"## {_CHAPTERS[name]}", "", *(markdown(table) for table in tables)]
         if not tables:
             lines += ["No run of this table ended well."]
+        lines += [_markdown(table) for table in (within_tables(made.within) if name == "ours" else ())]
     if made.gallery is not None:
         lines += ["", "## Figures", ""]
         lines += [f"- [{figure.title}]({FIGURES}/{figure.svg.name}). {figure.caption}" for figure in made.gallery.figures]
@@ -98,6 +105,7 @@ def _page(made: Reproduction) -> ResultsPage:
     chapters = [Chapter(title="How it was made", parts=[Facts(facts=(("command", made.command), *made.facts, *_cost(made)))])]
     for name, tables in made.tables.items():
         parts: list[Text | Facts | Table | ResultTable | Figure] = [*tables]
+        parts += within_tables(made.within) if name == "ours" else []
         chapters.append(
             Chapter(title=_CHAPTERS[name], parts=parts or [Text(text="No run of this table ended well; see what was left out.")])
         )
@@ -139,6 +147,14 @@ def _finding(made: Reproduction) -> str:
         f"{words} {table.title}, {column.title}: {reference.title} {column.number(reference.cells[column.metric].mean)}; "
         f"{counts[0]} of the other models are behind, {counts[1]} not distinguishable, {counts[2]} ahead."
     )
+
+
+def _markdown(table: Table) -> str:
+    """A plain table; nothing in it comes from a file but names of mice and categories."""
+    lines = [f"### {plain(table.caption)}", ""]
+    cells = (table.columns, ["---"] * len(table.columns), *table.rows)
+    lines += ["| " + " | ".join(map(plain, line)) + " |" for line in cells]
+    return "\n".join([*lines, "", f"- {plain(table.note)}", ""])
 
 
 def _cost(made: Reproduction) -> list[tuple[str, str]]:

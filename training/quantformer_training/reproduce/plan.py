@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from quantformer.errors import UsageError
 from quantformer_training.baselines import ACTIVATION_BASELINES, FORECAST_BASELINES
 from quantformer_training.contest import MODELS
 from quantformer_training.effort import Effort
 
-#: What can be asked for, in the order of the report.
-TABLES = ("ours", "table1", "table2", "table3", "table4", "tableA2", "tableA3", "tableA4", "figures")
-ALL = "all"
 #: Ablations and the search over K and d are on this category, as in the paper, or on the first there is.
 ABLATED_CATEGORY = "drifting_gratings"
 POOLED = "pooled"
@@ -110,19 +105,6 @@ class PlannedContest:
     def needs(self) -> tuple[Pretraining, ...]:
         """The auto-encoders that it starts from."""
         return (self.pretraining,) if self.plain is None else (self.pretraining, self.plain)
-
-
-def asked_tables(names: Sequence[str]) -> tuple[str, ...]:
-    """The tables that a command line names, in the report's order; `ALL` is every one.
-
-    Raises:
-        UsageError: there is no such table.
-    """
-    for name in names:
-        if name != ALL and name not in TABLES:
-            near = difflib.get_close_matches(name, (*TABLES, ALL), n=1, cutoff=0.0)[0]
-            raise UsageError(f"there is no table {name!r}; the nearest is {near!r} (there are {', '.join(TABLES)}, {ALL})")
-    return tuple(name for name in TABLES if ALL in names or name in names)
 
 
 def ablated_category(categories: Iterable[str]) -> str:

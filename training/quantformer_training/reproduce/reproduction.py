@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantformer.errors import DataError
+from quantformer_training.cohort import Cohort
 from quantformer_training.effort import Effort
 from quantformer_training.reproduce.execute import FIGURES, Execution, Step, categories_shown
 from quantformer_training.reproduce.pages import Reproduction, write_pages
 from quantformer_training.reproduce.plan import Pretraining, plan
 from quantformer_training.reproduce.tables import tables_of
+from quantformer_training.reproduce.within import within_recordings
+from quantformer_training.significance import MINIMUM_MICE
+from quantformer_training.store import StoredSession
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +39,7 @@ def reproduce(
     facts: Sequence[tuple[str, str]] = (),
     report: Callable[[Step], None],
 ) -> Reproduced:
-    """Make the runs that ``tables`` (of `plan.TABLES`) need and are not there yet, and write everything to ``execution.out``.
+    """Make the runs that ``tables`` (of `names.TABLES`) need and are not there yet, and write everything to ``execution.out``.
 
     ``command`` is how to do it again, ``facts`` what else the pages tell of how it was made.
 
@@ -58,7 +62,10 @@ def reproduce(
         tables={name: tables_of(name, executed.runs, effort=effort) for name in tables if name != FIGURES},
         runs=executed.runs,
         pretraining=executed.pretraining,
-        left_out=cohort.left_out,
+        left_out={**cohort.left_out, **_only_pretrained_on(cohort)},
+        within=within_recordings(executed.runs, execution.store)
+        if "ours" in tables and len(cohort.mice) < MINIMUM_MICE
+        else [],
         gallery=executed.gallery,
         gallery_failure=executed.gallery_failure,
     )
@@ -68,4 +75,19 @@ def reproduce(
         runs=len(executed.runs),
         made=executed.made,
         failed=sum(bool(run.failure) for run in executed.runs),
+    )
+
+
+def _only_pretrained_on(cohort: Cohort) -> dict[str, str]:
+    """Sessions that no run reads because an earlier one of the mouse was shown the same categories."""
+    reason = "an earlier recording of the mouse has the same categories; this one only lends windows to pre-training"
+    return {session.name: reason for session in cohort.sessions if _repeats(cohort, session)}
+
+
+def _repeats(cohort: Cohort, session: StoredSession) -> bool:
+    """Whether every category of a session is in an earlier one of its mouse."""
+    mouse = session.provenance.subject
+    categories = set(session.stimuli.category) & set(cohort.categories)
+    return bool(categories) and all(
+        cohort.session_with(mouse=mouse, category=category) is not session for category in categories
     )

@@ -112,7 +112,7 @@ _PAPER = {
 
 
 def tables_of(name: str, runs: Iterable[Run], *, effort: Effort) -> list[ResultTable]:
-    """The tables that a name of `plan.TABLES` stands for, "figures" excepted, from all runs of a plan; none without runs."""
+    """The tables that a name of `names.TABLES` stands for, "figures" excepted, from all runs of a plan; none without runs."""
     runs = [_with_derived(run) for run in runs]
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
