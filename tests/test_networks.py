@@ -48,6 +48,8 @@ NO_GRADIENT = {
     ),
     # Where more frames are asked for than were given, keys are filled up with zeros, and their bias counts.
     "autoformer activation": r"cross_attention\.key_projection\.bias$",
+    # In the beginning an LSTM has forgotten a patch 96 frames later: 0.5 to the power of 96 is left.
+    "lstm": r"^prefix\.",
     # Keys again. To tell activation the decoder is trained in pre-training alone.
     "brainlm": r"\.key\.bias$",
     "brainlm activation": r"^series\.(mask_token|embed|blocks|norm|reconstruct)",
@@ -173,9 +175,10 @@ def test_every_network_is_told_the_same(name: str, told: str) -> None:
     other = replace(rows, **{told: torch.full_like(value, 0 if told in ("neuron", "stimulus") else 2)})
     with torch.no_grad():
         assert not torch.equal(made(rows), made(other))
-        # By the prefix patch, too: an offset of the output alone could not depend on what the baseline holds.
+        # By the prefix patch, too: an offset of the output alone could not depend on what the baseline holds. An LSTM has to
+        # learn to remember it.
         made.offset.weight.zero_()
-        assert not torch.equal(made(rows), made(other))
+        assert torch.equal(made(rows), made(other)) == (name == "lstm")
 
 
 @pytest.mark.parametrize("name", ALL)
