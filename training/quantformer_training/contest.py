@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from quantformer.errors import QuantformerError, RecordingError, UsageError
+from quantformer.errors import RecordingError, UsageError
 from quantformer.labels import label_frames
 from quantformer.trace_metrics import pearson_rows
 from quantformer_training.baselines import ACTIVATION_BASELINES, FORECAST_BASELINES, POPULATION_BASELINES
@@ -22,6 +22,7 @@ from quantformer_training.competitors import TrainedCompetitor, train_network
 from quantformer_training.effort import Effort
 from quantformer_training.finetune import TrainedModel, finetune
 from quantformer_training.indexed import IndexedSource
+from quantformer_training.jobs import message
 from quantformer_training.loop import Progress
 from quantformer_training.networks import NETWORKS, NetworkConfig, NetworkSpec
 from quantformer_training.paper_design import DESIGNS, paper_design
@@ -35,7 +36,7 @@ from quantformer_training.threads import one_thread
 
 Kind = Literal["activation", "forecast", "both"]
 #: Leads in frames at which the skill of a model that can be asked so is told.
-LEADS = (0, 2, 5, 10)
+LEADS = (0, 5, 10)
 _BATCH = 4096
 
 
@@ -175,8 +176,9 @@ class _Course:
         card, started = MODELS[name], time.monotonic()
         try:
             answers = self._answers(name)
-        except (QuantformerError, MemoryError) as error:
-            return Entry(model=name, task=card.tasks, failure=str(error) or type(error).__name__)
+        except Exception as error:
+            # Whatever a library's network raises: the other models of the job go on.
+            return Entry(model=name, task=card.tasks, failure=message(error))
         seconds = time.monotonic() - started
         test = self.scene.test
         arrays: dict[str, NDArray[np.generic]] = {

@@ -1,4 +1,4 @@
-"""How much a study spends: sizes, epochs and trials, the same for every model of a kind. Two presets are in use."""
+"""How much a study spends: sizes, epochs and trials, the same for every model. Three presets are in use."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Effort:
         )
 
 
-def _finetuning(budget: Budget, *, validation_rows: int) -> FinetuneConfig:
+def _finetuning(budget: Budget) -> FinetuneConfig:
     """QuantFormer's fine-tuning within the competitors' budget; it begins at a regression, so its first rate is lower."""
     task = LoopConfig(
         epochs=budget.epochs, learning_rate=1e-3, weight_decay=budget.weight_decay, patience=budget.patience
@@ -52,28 +52,42 @@ def _finetuning(budget: Budget, *, validation_rows: int) -> FinetuneConfig:
         forecast=task,
         batch=budget.batch,
         rows_per_epoch=budget.rows_per_epoch,
-        validation_rows=validation_rows,
+        validation_rows=budget.validation_rows,
         pseudo_per_real=budget.pseudo_per_real,
     )
 
 
-_SMALL = Budget(epochs=6, rows_per_epoch=6_000, patience=3, pseudo_per_real=1.0)
-_PAPER = Budget.paper()
+_SMALL = Budget(epochs=5, rows_per_epoch=2_400, patience=5, pseudo_per_real=1.0, validation_rows=1_000)
+_RECORDING = Budget(epochs=30, rows_per_epoch=6_000, patience=8, validation_rows=10_000)
+_PAPER = replace(Budget.paper(), validation_rows=100_000)
 
 EFFORTS: Mapping[str, Effort] = MappingProxyType(
     {
         # Three mice on two cores, every table, within the hour.
         "small": Effort(
             preset="small",
-            neurons=40,
+            neurons=30,
             model=PRESETS["small"],
-            pretraining=LoopConfig(epochs=6, learning_rate=1e-3),
-            pretraining_windows=4_000,
+            pretraining=LoopConfig(epochs=5, learning_rate=1e-3),
+            pretraining_windows=3_000,
             pretraining_batch=128,
-            finetuning=_finetuning(_SMALL, validation_rows=4_000),
+            finetuning=_finetuning(_SMALL),
             budget=_SMALL,
-            most=MostTrials(train=1_000, validation=80, test=240),
-            classical_rows=20_000,
+            most=MostTrials(train=800, validation=80, test=120),
+            classical_rows=12_000,
+        ),
+        # The small network on all trials of a recording, trained until validation says enough.
+        "recording": Effort(
+            preset="recording",
+            neurons=30,
+            model=PRESETS["small"],
+            pretraining=LoopConfig(epochs=12, learning_rate=1e-3),
+            pretraining_windows=16_000,
+            pretraining_batch=128,
+            finetuning=_finetuning(_RECORDING),
+            budget=_RECORDING,
+            most=MostTrials(),
+            classical_rows=60_000,
         ),
         # The paper's sizes and epochs on all trials: for a GPU.
         "paper": Effort(
@@ -83,7 +97,7 @@ EFFORTS: Mapping[str, Effort] = MappingProxyType(
             pretraining=LoopConfig(epochs=50, learning_rate=1e-4),
             pretraining_windows=100_000,
             pretraining_batch=32,
-            finetuning=_finetuning(_PAPER, validation_rows=100_000),
+            finetuning=_finetuning(_PAPER),
             budget=_PAPER,
             most=MostTrials(),
             classical_rows=200_000,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from quantformer.forecaster import ACTIVATION, FORECAST, Forecaster, ResponseAnswer
 from quantformer.losses import activation_loss, code_loss, shape_loss
 from quantformer.tokens import UNKNOWN, TaskTokens
+from quantformer_training.accelerator import Accelerator
 from quantformer_training.examples import Examples, Vocabulary
 from quantformer_training.loop import LoopConfig, LoopResult, Report, in_batches, run_loop
 from quantformer_training.pretrain import Pretrained
@@ -104,6 +106,7 @@ def finetune(
     stage: str = "",
     checkpoints: Path | None = None,
     fingerprint: str = "",
+    accelerator: Accelerator | None = None,
 ) -> TrainedModel:
     """Train activation and response networks from one pre-trained auto-encoder; ``stage`` precedes the tasks' names."""
     torch.manual_seed(config.activation.seed)
@@ -116,7 +119,11 @@ def finetune(
     digest = forecaster.teacher.codebook.digest()
     tokens = (_tokens(vocabulary, d=pretrained.config.d), _tokens(vocabulary, d=pretrained.config.d))
     start_shortcuts(forecaster, real, seed=config.activation.seed)
-    held = [validation.at_lead(lead, most=config.validation_rows) for lead in VALIDATION_LEADS]
+    machine = accelerator or Accelerator()
+    # Only now: the regressions that training begins at are solved on the CPU.
+    nn.ModuleList([forecaster, *tokens]).to(machine.device)
+    # Every process validates on all rows: the mean over processes is the same.
+    held = [validation.at_lead(lead, most=config.validation_rows).to(machine.device) for lead in VALIDATION_LEADS]
 
     def forecast_loss(rows: Examples) -> Tensor:
         answer = ask_response(forecaster, tokens[FORECAST], rows)
@@ -159,14 +166,17 @@ def finetune(
                 network=network,
                 config=loop,
                 losses=lambda epoch, loss=loss, loop=loop: (  # type: ignore[misc]
-                    loss(batch) for batch in _batches(real, pseudo, config=config, seed=loop.seed, epoch=epoch)
+                    partial(loss, batch)
+                    for batch in _batches(real, pseudo, config=config, seed=loop.seed, epoch=epoch, machine=machine)
                 ),
                 validate=lambda criterion=criterion: validate(criterion),  # type: ignore[misc]
                 report=report,
                 checkpoint=None if checkpoints is None else checkpoints / f"{stage}{task}.pt".replace(" ", "-"),
                 fingerprint=f"{fingerprint} {stage}{task} {config} {digest[:16]}",
+                accelerator=machine,
             )
         )
+    nn.ModuleList([forecaster, *tokens]).cpu()
     if forecaster.teacher.codebook.digest() != digest:
         raise AssertionError("the frozen codebook changed during fine-tuning")
     return TrainedModel(forecaster=forecaster, tokens=tokens, vocabulary=vocabulary, results=(results[0], results[1]))
@@ -202,7 +212,7 @@ def _tokens(vocabulary: Vocabulary, *, d: int) -> TaskTokens:
 
 
 def _batches(
-    real: RowSource, pseudo: RowSource, *, config: FinetuneConfig, seed: int, epoch: int
+    real: RowSource, pseudo: RowSource, *, config: FinetuneConfig, seed: int, epoch: int, machine: Accelerator
 ) -> Iterator[Examples]:
     rng = np.random.default_rng((seed, epoch))
     # Where there are few real onsets, pseudo-onsets are few too; where there is no pseudo-onset, real ones fill the epoch.
@@ -213,9 +223,10 @@ def _batches(
     rows = Examples.joined(drawn)
     unknown = torch.from_numpy(rng.random(len(rows)) < config.drop_ids)
     denied = torch.from_numpy(rng.random(len(rows)) < config.drop_stimulus)
-    rows = withheld(rows, unknown=unknown, denied=denied)
+    # An epoch's rows go to the device together; batches are gathered there.
+    rows = withheld(rows, unknown=unknown, denied=denied).to(machine.device)
     for index in in_batches(torch.from_numpy(rng.permutation(len(rows))), config.batch):
-        yield rows.select(index)
+        yield rows.select(machine.share(index).to(machine.device))
 
 
 def withheld(rows: Examples, *, unknown: Tensor, denied: Tensor) -> Examples:

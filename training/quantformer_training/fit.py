@@ -15,6 +15,7 @@ from quantformer.labels import LabelRule
 from quantformer.recording import Recording
 from quantformer.signal import SignalRecipe
 from quantformer.vocabulary import NOTHING, ONGOING, StimulusRecipe
+from quantformer_training.accelerator import Accelerator
 from quantformer_training.calibrate import Calibrated, calibrate
 from quantformer_training.examples import ExampleSource, Vocabulary
 from quantformer_training.finetune import FinetuneConfig, TrainedModel, finetune
@@ -111,6 +112,7 @@ def fit(
     unlabelled: Sequence[Recording] = (),
     pretrained: Path | None = None,
     checkpoints: Path | None = None,
+    accelerator: Accelerator | None = None,
 ) -> Fitted:
     """Train on a recording's training part, choose on its validation part; the test part is read but not used.
 
@@ -125,7 +127,9 @@ def fit(
     parts = _Parts.read(recording, split=split, vocabulary=vocabulary)
     parts.check()
     if pretrained is None:
-        made = _pretrain(parts.reader, unlabelled, config=config, report=report, checkpoints=checkpoints)
+        made = _pretrain(
+            parts.reader, unlabelled, config=config, report=report, checkpoints=checkpoints, accelerator=accelerator
+        )
     else:
         made = load_pretrained(pretrained)
         if made.config != config.model:
@@ -148,6 +152,7 @@ def fit(
             stage=stage,
             checkpoints=checkpoints,
             fingerprint=mark,
+            accelerator=accelerator,
         )
 
     tuned = parts.tune(made.signal_scale)
@@ -286,6 +291,7 @@ def _pretrain(
     config: FitConfig,
     report: Report,
     checkpoints: Path | None,
+    accelerator: Accelerator | None,
 ) -> Pretrained:
     recording, recipe, rule, seed = reader.recording, reader.recipe, reader.rule, config.seed
     share = max(1, config.unlabelled_windows // max(len(unlabelled), 1))
@@ -318,4 +324,5 @@ def _pretrain(
         report=report,
         batch=config.pretraining_batch,
         checkpoint=None if checkpoints is None else checkpoints / "pretraining.pt",
+        accelerator=accelerator,
     )

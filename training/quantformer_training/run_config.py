@@ -58,14 +58,14 @@ class Machine:
             )
 
     def only_plain(self, verb: str) -> None:
-        """Refuse what only pre-training can do.
+        """Refuse what only pre-training and fine-tuning can do.
 
         Raises:
             UsageError: anything but threads is asked for.
         """
         if self != Machine(threads=self.threads):
             raise UsageError(
-                f"{verb} trains in one CPU process in float32; of [machine] only threads is for it, the rest for pretrain"
+                f"{verb} trains in one CPU process in float32; of [machine] only threads is for it, the rest for pretrain and finetune"
             )
 
     def accelerator(self) -> Accelerator:
@@ -126,9 +126,6 @@ class FinetuneRun:
     tensorboard: bool = True
     fit: FitConfig = field(default_factory=FitConfig.full)
     machine: Machine = Machine()
-
-    def __post_init__(self) -> None:
-        self.machine.only_plain("finetune")
 
     @classmethod
     def of_preset(cls, preset: str) -> FinetuneRun:

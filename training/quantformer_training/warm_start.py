@@ -7,12 +7,13 @@ goes beyond.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GroupKFold, cross_val_score
 from torch import nn
 
 from quantformer.forecaster import SHORTCUT_GAIN, Forecaster, Shortcut
@@ -22,9 +23,10 @@ from quantformer_training.sources import RowSource
 #: Rows that the regressions read, at most; each of a small set is read several times, under different leads and gaps.
 ROWS = 20_000
 _REPEATS = 4
-#: Strengths of the penalties on standardised inputs; chosen on the validation part of one recording (docs/results.md).
-_LOGISTIC_C = 0.03
-_RIDGE_ALPHA = 1000.0
+#: Penalties tried, on standardised inputs; trials left out of the fit choose.
+_LOGISTIC_C = (0.03, 0.3, 3.0)
+_RIDGE_ALPHA = (10_000.0, 1000.0, 100.0)
+_FOLDS = 5
 
 
 def start_shortcuts(forecaster: Forecaster, source: RowSource, *, seed: int) -> None:
@@ -42,7 +44,13 @@ def _start_activation(forecaster: Forecaster, rows: Examples) -> None:
     if active.all() or not active.any():
         return
     inputs, centre, scale = _standardised(network.shortcut, rows)
-    fitted = LogisticRegression(C=_LOGISTIC_C, max_iter=1000).fit(inputs, active)
+    fitted = _chosen(
+        [LogisticRegression(C=strength, max_iter=1000) for strength in _LOGISTIC_C],
+        inputs,
+        active,
+        rows,
+        "neg_log_loss",
+    )
     _set(network.shortcut, fitted.coef_, fitted.intercept_, centre=centre, scale=scale)
     network.head.weight.zero_()
     network.head.bias.zero_()
@@ -58,8 +66,37 @@ def _start_response(forecaster: Forecaster, rows: Examples) -> None:
     mean_code = teacher.codebook.codebook.mean(0).expand(1, forecaster.config.patches, -1)
     decoded = teacher.decode(mean_code)[0, forecaster.config.baseline_frames :]
     target = rows.trace[:, forecaster.config.baseline_frames :] - decoded
-    fitted = Ridge(alpha=_RIDGE_ALPHA).fit(inputs, target.double().numpy())
+    fitted = _chosen(
+        [Ridge(alpha=strength) for strength in _RIDGE_ALPHA],
+        inputs,
+        target.double().numpy(),
+        rows,
+        "neg_mean_squared_error",
+    )
     _set(network.shortcut, fitted.coef_, fitted.intercept_, centre=centre, scale=scale)
+
+
+def _chosen(models: list[Any], inputs: NDArray[np.float64], target: NDArray[Any], rows: Examples, scoring: str) -> Any:
+    """Of models in order of falling penalty the first that is as good, within a standard error, as the best on moments that
+    it was not fitted on; fitted on all of them.
+    """
+    moment = rows.moment.numpy()
+    folds = min(_FOLDS, len(np.unique(moment)))
+    if folds < 2:
+        return models[0].fit(inputs, target)
+    # A fold without an active row has no log-loss: then the strongest penalty stands.
+    scores = np.stack(
+        [
+            cross_val_score(
+                model, inputs, target, groups=moment, cv=GroupKFold(folds), scoring=scoring, error_score=-np.inf
+            )
+            for model in models
+        ]
+    )
+    mean = scores.mean(1)
+    best = int(np.argmax(mean))
+    spread = float(scores[best].std(ddof=1)) / folds**0.5 if np.isfinite(mean[best]) else 0.0
+    return models[int(np.argmax(mean >= mean[best] - spread))].fit(inputs, target)
 
 
 def _standardised(

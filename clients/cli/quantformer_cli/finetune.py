@@ -33,13 +33,12 @@ def add_parser(subparsers: Subparsers[Parser]) -> Parser:
     parser.add_argument("--train", type=int, metavar="N", help="presentations that train (default two thirds)")
     parser.add_argument("--category", metavar="NAME", help="split by this category's three sub-sessions instead")
     parser.add_argument("--seed", type=int, metavar="N", help="seed of every random choice (default 0)")
-    add_run_options(parser, out="where the fitted model, the log and run.toml are written")
+    add_run_options(parser, out="where the fitted model, the log and run.toml are written", devices=True)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Train and save; the checkpoints in the output directory resume an interrupted run."""
-    from quantformer_training.accelerator import Accelerator
     from quantformer_training.fit import fit
     from quantformer_training.fitted_files import RecordingFile, save_fitted
     from quantformer_training.readers import open_recordings
@@ -50,10 +49,11 @@ def run(args: argparse.Namespace) -> int:
     wanted = read_run(FinetuneRun, args.run, flags=flags_of(args, names))
     require(wanted, "recording", "out")
     file = RecordingFile(path=wanted.recording, stimuli=wanted.stimuli, rate_hz=wanted.rate_hz)
-    out, recording = Path(wanted.out), file.open()
+    out, recording, machine = Path(wanted.out), file.open(), wanted.machine.accelerator()
     split = split_of(recording, wanted)
-    write_run(wanted, out / RUN_FILE)
-    with shown(Accelerator(), out=out, tensorboard=wanted.tensorboard, threads=wanted.machine.threads) as report:
+    if machine.rank == 0:
+        write_run(wanted, out / RUN_FILE)
+    with shown(machine, out=out, tensorboard=wanted.tensorboard, threads=wanted.machine.threads) as report:
         fitted = fit(
             recording,
             split=split,
@@ -62,7 +62,10 @@ def run(args: argparse.Namespace) -> int:
             unlabelled=[made for path in wanted.unlabelled for made in open_recordings(Path(path))],
             pretrained=Path(wanted.pretrained) if wanted.pretrained else None,
             checkpoints=out / "checkpoints",
+            accelerator=machine,
         )
+    if machine.rank > 0:
+        return 0
     save_fitted(fitted, out, recording=file)
     skill = fitted.calibrated.skill_by_lead[0]
     within = "undefined" if skill.auroc_within_neuron is None else f"{skill.auroc_within_neuron:.3f}"

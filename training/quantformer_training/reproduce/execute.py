@@ -218,8 +218,12 @@ class _Work:
         self._missing: list[tuple[PlannedContest, tuple[str, ...]]] = []
         self._done = 0
         for planned in contests:
-            models = tuple(name for name in planned.models if self._finished(planned, name) is None)
-            self._done += len(planned.models) - len(models)
+            known = {name: self._finished(planned, name) for name in planned.models}
+            for name, run in known.items():
+                if run is not None:
+                    self._done += 1
+                    self._pace.took(name, run.seconds)
+            models = tuple(name for name, run in known.items() if run is None)
             self._missing += [(planned, some) for some in in_jobs(models, extent=execution.extent)]
         needed = dict.fromkeys(one for planned, models in self._missing for one in _needs(planned, models))
         if figures_from is not None:

@@ -24,6 +24,10 @@ TABLES_FOLDER = "tables"
 #: Differences on single recordings, where there are too few mice for an interval over them.
 WITHIN = "ours_within"
 SUMMARY, REPORT = "summary.md", "report.html"
+_NO_TABLE = (
+    "There is nothing to show: no run of this table ended well (what was left out is listed), or the data has too few mice and "
+    "stimulus categories for it (leaving one out takes two)."
+)
 _CHAPTERS = {
     "ours": "Our table",
     "table1": "Table 1, classification",
@@ -93,7 +97,7 @@ def summary(made: Reproduction) -> str:
     for name, tables in made.tables.items():
         lines += ["", f"## {_CHAPTERS[name]}", "", *(markdown(table) for table in tables)]
         if not tables:
-            lines += ["No run of this table ended well."]
+            lines += [_NO_TABLE]
         lines += [_markdown(table) for table in (within_tables(made.within) if name == "ours" else ())]
     if made.gallery is not None:
         lines += ["", "## Figures", ""]
@@ -107,7 +111,7 @@ def _page(made: Reproduction) -> ResultsPage:
         parts: list[Text | Facts | Table | ResultTable | Figure] = [*tables]
         parts += within_tables(made.within) if name == "ours" else []
         chapters.append(
-            Chapter(title=_CHAPTERS[name], parts=parts or [Text(text="No run of this table ended well; see what was left out.")])
+            Chapter(title=_CHAPTERS[name], parts=parts or [Text(text=_NO_TABLE)])
         )
     if made.gallery is not None:
         figures = [

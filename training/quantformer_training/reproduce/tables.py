@@ -144,16 +144,19 @@ def _table(name: str, page: _Page, runs: Sequence[Run], *, reference: str) -> Re
     chosen = [run for run in runs if page.task in ("both", run.key.task) or run.key.task == "both"]
     lost = places_left_out(chosen)
     usable = [run for run in chosen if (run.key.mouse, run.key.category) not in lost]
-    if not usable:
+    if all(run.failure for run in usable):
         return None
     there = {run.key.row for run in usable if not run.failure}
     paper = _paper(name, rows={run.key.row for run in usable})
+    told = {metric for run in usable for metric in run.metrics}
+    told |= set() if paper is None else {metric for cells in paper.rows.values() for metric in cells}
     origin = " and ".join(sorted({run.origin for run in usable}))
     made = result_table(
         usable,
         name=name,
         title=f"{page.title} ({origin} data)",
-        columns=columns(page.metrics),
+        # A score that no run of ours tells and the paper does not print has no column.
+        columns=columns([metric for metric in page.metrics if metric in told]),
         reference=reference if reference in there else "",
         titles=_titles({run.key.row for run in usable} | (set() if paper is None else paper.rows.keys())),
         paper=paper,
