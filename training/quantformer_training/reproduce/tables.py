@@ -67,7 +67,7 @@ OURS = {
     ),
     "ours_lead": _Page(
         title="Ours: skill by lead, the number of last frames withheld",
-        metrics=("skill_at_lead_0", "skill_at_lead_2", "skill_at_lead_5", "skill_at_lead_10"),
+        metrics=("skill_at_lead_0", "skill_at_lead_5", "skill_at_lead_10"),
         task="activation",
     ),
 }  # fmt: skip
