@@ -17,6 +17,7 @@ from tiny_study import EXTENT, SCARCE, TINY, tiny_cohort
 
 from quantformer.errors import DataError
 from quantformer_training.cohort import Cohort
+from quantformer_training.jobs import Job
 from quantformer_training.reproduce.execute import Execution, Step
 from quantformer_training.reproduce.plan import PlannedContest, Pretraining
 from quantformer_training.reproduce.reproduction import reproduce
@@ -129,6 +130,16 @@ def test_what_cannot_be_used_is_left_out_with_its_reason_and_the_rest_goes_on(tm
     assert untrained.failure.startswith("its pre-training failed (no session is left")
     assert sum(bool(step.failure) for step in told) == 3
     assert {run.key.mouse: bool(run.failure) for run in found.pretraining} == {"all": True}
+
+
+def test_other_jobs_run_beside_the_contests_and_may_fail(tmp_path: Path) -> None:
+    cohort, told = tiny_cohort(tmp_path / "recordings"), list[Step]()
+    others = [Job(name="made", function=dict, arguments={"a": 1}), Job(name="len", function=len)]
+    found = execution(cohort, tmp_path).run([contest("base_rate")], others=others, report=told.append)
+    assert found.others["made"].value == {"a": 1}
+    assert "TypeError" in found.others["len"].failure
+    assert [run.failure for run in found.runs] == [""]
+    assert (told[-1].done, told[-1].total) == (4, 4)
 
 
 def test_a_second_recording_of_the_same_stimuli_is_said_to_be_pre_trained_on_only(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from small_recording import GRATING
 
 from quantformer.errors import DataError
+from quantformer_training.bootstrap import Unit, compare
 from quantformer_training.reproduce.within import within_lines, within_recordings, within_tables
+from quantformer_training.resampled_metrics import ACTIVATION_METRICS
 from quantformer_training.run_store import Run, RunKey, RunStore
 
 TRIALS, NEURONS = 60, 8
@@ -64,9 +66,10 @@ def test_a_worse_model_is_behind_and_an_equal_one_is_not_distinguishable(tmp_pat
     (table,) = within_tables([worse, equal])
     assert table.rows[0][0] == "LSTM"
     assert table.rows[0][1].endswith("behind; behind")
+    assert table.rows[0][3].endswith(", behind")
     assert table.rows[1][1] == "–"
     records = [json.loads(line) for line in within_lines([worse, equal]).splitlines()]
-    assert len(records) == 14
+    assert len(records) == 13
     assert {record["verdict"] for record in records} == {"behind", "not distinguishable"}
 
 
@@ -77,3 +80,20 @@ def test_runs_of_other_rows_are_not_compared(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="differ in the active of their test rows"):
         within_recordings(runs, store)
     assert within_recordings(runs[1:], store) == []
+
+
+@pytest.mark.parametrize("unit", ["trials", "trials x neurons"])
+def test_means_agree_with_the_bootstrap_of_rows(unit: Unit, tmp_path: Path) -> None:
+    store, worse = RunStore(tmp_path), arrays(noise=1.0)
+    runs = [add(store, "quantformer", arrays(noise=0.0)), add(store, "lstm", worse)]
+    (found,) = within_recordings(runs, store, resamples=300)
+    own, other = (store.arrays(run)["probability"] for run in reversed(runs))
+    wanted = compare(
+        own, {"quantformer": other}, truth=worse["active"], trial=worse["trial"], neuron=worse["neuron"], unit=unit,
+        metrics={name: ACTIVATION_METRICS[name] for name in ("log_loss", "brier")}, resamples=300,
+    )  # fmt: skip
+    for name, expected in wanted.items():
+        made = found.differences[name, unit]
+        for field in ("candidate", "reference", "difference", "low", "high"):
+            assert getattr(made, field) == pytest.approx(getattr(expected, field), rel=1e-6)
+        assert (made.verdict, made.unit, made.higher_is_better) == (expected.verdict, unit, expected.higher_is_better)

@@ -54,7 +54,8 @@ class Step:
 class Executed:
     """All planned runs, failed ones among them, and the auto-encoders'; ``made`` of them now, the others before.
 
-    ``gallery`` are the figures, or None with the reason in ``gallery_failure``, or None where none were asked for.
+    ``gallery`` are the figures, or None with the reason in ``gallery_failure``, or None where none were asked for;
+    ``others`` how the other jobs ended, by name.
     """
 
     runs: tuple[Run, ...]
@@ -62,6 +63,7 @@ class Executed:
     made: int
     gallery: Gallery | None = None
     gallery_failure: str = ""
+    others: Mapping[str, Outcome] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,16 +90,18 @@ class Execution:
         contests: Sequence[PlannedContest],
         *,
         figures_from: Pretraining | None = None,
+        others: Sequence[Job] = (),
         report: Callable[[Step], None],
     ) -> Executed:
         """Make what is missing; ``report`` is told of every job that ended, once its runs are on the disk.
 
-        Figures are drawn where an auto-encoder to draw them from is given.
+        Figures are drawn where an auto-encoder to draw them from is given. ``others`` are run beside the contests, whatever
+        they are; what they return is theirs to keep.
 
         Raises:
             UnavailableError: the disk is full, or Ray cannot be used.
         """
-        work = _Work(self, contests, figures_from, report)
+        work = _Work(self, contests, figures_from, others, report)
         work.pretrain()
         work.compete()
         return Executed(
@@ -106,6 +110,7 @@ class Execution:
             made=work.made,
             gallery=work.gallery,
             gallery_failure=work.gallery_failure,
+            others=work.others,
         )
 
     def key(self, planned: PlannedContest, model: str) -> RunKey:
@@ -207,11 +212,13 @@ class _Work:
         execution: Execution,
         contests: Sequence[PlannedContest],
         figures_from: Pretraining | None,
+        others: Sequence[Job],
         report: Callable[[Step], None],
     ) -> None:
         self._here, self._contests, self._report = execution, contests, report
         self._figures_from, self.gallery_failure = figures_from, ""
         self.gallery: Gallery | None = None
+        self._others, self.others = {job.name: job for job in others}, dict[str, Outcome]()
         self._failed: dict[Pretraining, str] = {}
         self._pace = Pace()
         self.made = 0
@@ -233,6 +240,7 @@ class _Work:
         # What is left, as kinds of work, for the time that it takes.
         self._left = [AUTOENCODER for _ in self._untrained]
         self._left += [model for _, models in self._missing for model in models]
+        self._left += self._others
         self._left += [FIGURES] if figures_from is not None and self.gallery is None else []
         self._total = self._done + len(self._left)
 
@@ -268,7 +276,7 @@ class _Work:
 
     def compete(self) -> None:
         """Run the contests; those whose auto-encoder failed are put down as failed."""
-        jobs = self._figure_jobs()
+        jobs = [*self._others.values(), *self._figure_jobs()]
         by_name = {}
         for planned, models in self._missing:
             needs = _needs(planned, models)
@@ -293,7 +301,10 @@ class _Work:
             )  # fmt: skip
 
         def keep(outcome: Outcome) -> None:
-            if outcome.name == FIGURES:
+            if outcome.name in self._others:
+                self.others[outcome.name] = outcome
+                self._ended(outcome, [outcome.name])
+            elif outcome.name == FIGURES:
                 self._keep_figures(outcome)
             else:
                 self._keep(outcome, *by_name[outcome.name])
@@ -340,7 +351,9 @@ class _Work:
         self._ended(outcome, [FIGURES])
 
     def _keep(self, outcome: Outcome, planned: PlannedContest, models: Sequence[str]) -> None:
-        entries = {} if outcome.failed else {entry.model: entry for entry in outcome.value[0]}
+        entries: dict[str, Entry] = {} if outcome.failed else {entry.model: entry for entry in outcome.value[0]}
+        # Reading the data is shared by the job's models.
+        shared = max(0.0, outcome.seconds - sum(entry.seconds for entry in entries.values())) / len(models)
         for model in models:
             entry = entries.get(model)
             self._store(
@@ -354,7 +367,7 @@ class _Work:
                 arrays=None if entry is None or entry.failure else entry.arrays,
             )
             if entry is not None and not entry.failure:
-                self._pace.took(model, entry.seconds)
+                self._pace.took(model, entry.seconds + shared)
         failures = [f"{model}: {entry.failure}" for model, entry in entries.items() if entry.failure]
         self._ended(outcome, models, failure="; ".join(failures))
 

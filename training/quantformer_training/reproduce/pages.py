@@ -43,7 +43,8 @@ _CHAPTERS = {
 @dataclass(frozen=True, kw_only=True)
 class Reproduction:
     """Everything that was made: ``tables`` by the name asked for, ``left_out`` recordings with their reason; ``facts``
-    are how it was made (command, data, seeds, preset), in words; ``within`` are differences on single recordings.
+    are how it was made (command, data, seeds, preset), in words; ``within`` are differences on single recordings,
+    ``more`` plain tables to follow ours.
     """
 
     origin: str
@@ -54,7 +55,8 @@ class Reproduction:
     pretraining: Sequence[Run]
     left_out: Mapping[str, str]
     within: Sequence[Within]
-    gallery: Gallery | None
+    more: Sequence[Table] = ()
+    gallery: Gallery | None = None
     gallery_failure: str = ""
 
 
@@ -98,7 +100,7 @@ def summary(made: Reproduction) -> str:
         lines += ["", f"## {_CHAPTERS[name]}", "", *(markdown(table) for table in tables)]
         if not tables:
             lines += [_NO_TABLE]
-        lines += [_markdown(table) for table in (within_tables(made.within) if name == "ours" else ())]
+        lines += [_markdown(table) for table in (_plain_tables(made) if name == "ours" else ())]
     if made.gallery is not None:
         lines += ["", "## Figures", ""]
         lines += [f"- [{figure.title}]({FIGURES}/{figure.svg.name}). {figure.caption}" for figure in made.gallery.figures]
@@ -109,7 +111,7 @@ def _page(made: Reproduction) -> ResultsPage:
     chapters = [Chapter(title="How it was made", parts=[Facts(facts=(("command", made.command), *made.facts, *_cost(made)))])]
     for name, tables in made.tables.items():
         parts: list[Text | Facts | Table | ResultTable | Figure] = [*tables]
-        parts += within_tables(made.within) if name == "ours" else []
+        parts += _plain_tables(made) if name == "ours" else []
         chapters.append(
             Chapter(title=_CHAPTERS[name], parts=parts or [Text(text=_NO_TABLE)])
         )
@@ -151,6 +153,11 @@ def _finding(made: Reproduction) -> str:
         f"{words} {table.title}, {column.title}: {reference.title} {column.number(reference.cells[column.metric].mean)}; "
         f"{counts[0]} of the other models are behind, {counts[1]} not distinguishable, {counts[2]} ahead."
     )
+
+
+def _plain_tables(made: Reproduction) -> list[Table]:
+    """What follows our table."""
+    return [*made.more, *within_tables(made.within)]
 
 
 def _markdown(table: Table) -> str:

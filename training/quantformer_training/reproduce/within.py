@@ -9,25 +9,27 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from quantformer.activation_metrics import row_log_loss
 from quantformer.errors import DataError
 from quantformer_training.bootstrap import PairedDifference, Unit, compare
 from quantformer_training.contest import MODELS
 from quantformer_training.report import Table
 from quantformer_training.reproduce.plan import MODELS_GROUP, QUANTFORMER, is_ablation
-from quantformer_training.resampled_metrics import ACTIVATION_METRICS, Draws, Evaluate, Metric
+from quantformer_training.resampled_metrics import ACTIVATION_METRICS
 from quantformer_training.result_columns import COLUMNS
 from quantformer_training.run_store import Run, RunStore
 
 RESAMPLES = 1_000
-#: Activation scores that are resampled, from probabilities.
-CHANCES = ("log_loss", "brier", "auroc_within_neuron")
-#: Forecast scores that are means over rows, and where a run keeps each row's.
-ROW_SCORES = {"mse": "squared_error", "r": "r"}
+#: Scores of probabilities: means over rows, and one over pairs of rows, which is resampled over trials alone.
+MEANS, RANKED = ("log_loss", "brier"), "auroc_within_neuron"
+#: Scores of forecasts, all means over rows, and where a run keeps each row's.
+_ROW_SCORES = {"mse": "squared_error", "r": "r"}
 UNITS: tuple[Unit, ...] = ("trials", "trials x neurons")
 
 Arrays = Mapping[str, NDArray[np.generic]]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,7 @@ def within_tables(found: Iterable[Within]) -> list[Table]:
     places: dict[tuple[str, str], list[Within]] = defaultdict(list)
     for one in found:
         places[one.mouse, one.category].append(one)
-    metrics = (*CHANCES, *ROW_SCORES)
+    metrics = (*MEANS, RANKED, *_ROW_SCORES)
     return [
         Table(
             caption=f"Within one recording: {mouse}, {category.replace('_', ' ')}; each model less QuantFormer",
@@ -92,47 +94,76 @@ def _differences(arrays: Arrays, reference: Arrays, *, resamples: int) -> dict[t
     for name in ("trial", "neuron", "active"):
         if name not in arrays or not np.array_equal(arrays[name], reference[name]):
             raise DataError(f"two runs of one place differ in the {name} of their test rows; remove them and run again")
-    told: dict[str, tuple[NDArray[np.generic], NDArray[np.generic], Metric]] = {}
-    if "probability" in arrays:
-        for name in CHANCES:
-            told[name] = arrays["probability"], reference["probability"], ACTIVATION_METRICS[name]
-    for name, row in ROW_SCORES.items():
-        if row in arrays and np.isfinite(arrays[row].astype(np.float64)).any():
-            told[name] = arrays[row], reference[row], Metric(higher_is_better=name == "r", prepare=_row_mean)
     found = {}
-    for name, (own, other, metric) in told.items():
-        usable = np.isfinite(own.astype(np.float64)) & np.isfinite(other.astype(np.float64))
-        for unit in UNITS:
-            made = compare(
-                own[usable].astype(np.float64),
-                {QUANTFORMER: other[usable].astype(np.float64)},
-                truth=arrays["active"][usable],
-                trial=arrays["trial"][usable],
-                neuron=arrays["neuron"][usable],
-                metrics={name: metric},
-                unit=unit,
-                resamples=resamples,
-            )
-            found[name, unit] = made[name]
+    for name in (*MEANS, *_ROW_SCORES):
+        own, other = _row_scores(name, arrays), _row_scores(name, reference)
+        if own is not None and other is not None and np.isfinite(own - other).any():
+            for unit in UNITS:
+                found[name, unit] = _mean_difference(name, own, other, arrays=arrays, unit=unit, resamples=resamples)
+    if "probability" in arrays and "probability" in reference:
+        made = compare(
+            arrays["probability"],
+            {QUANTFORMER: reference["probability"]},
+            truth=arrays["active"],
+            trial=arrays["trial"],
+            neuron=arrays["neuron"],
+            metrics={RANKED: ACTIVATION_METRICS[RANKED]},
+            resamples=resamples,
+        )
+        found[RANKED, "trials"] = made[RANKED]
     return found
 
 
-def _row_mean(score: ArrayLike, truth: ArrayLike, member: NDArray[np.intp]) -> Evaluate:
-    """Mean of a score that every row has."""
-    rows = np.asarray(score, dtype=np.float64)
+def _row_scores(name: str, arrays: Arrays) -> Floats | None:
+    """A score of every row, NaN where a row has none; None where the run does not answer that."""
+    if name in _ROW_SCORES:
+        kept = arrays.get(_ROW_SCORES[name])
+        return None if kept is None else kept.astype(np.float64)
+    if "probability" not in arrays:
+        return None
+    probability, active = arrays["probability"].astype(np.float64), arrays["active"].astype(np.bool_)
+    return row_log_loss(probability, active) if name == "log_loss" else np.square(probability - active)
 
-    def evaluate(draws: Draws) -> NDArray[np.float64]:
-        count = draws.row.sum(axis=1)
-        mean: NDArray[np.float64] = (draws.row @ rows) / np.where(count > 0, count, np.nan)
-        return mean
 
-    return evaluate
+def _mean_difference(
+    name: str, own: Floats, other: Floats, *, arrays: Arrays, unit: Unit, resamples: int
+) -> PairedDifference:
+    """As `bootstrap.compare` for a score that is a mean over rows, from sums a trial and neuron: the rows are gone over once."""
+    usable = np.isfinite(own - other)
+    trials, trial = np.unique(arrays["trial"], return_inverse=True)
+    neurons, neuron = np.unique(arrays["neuron"], return_inverse=True)
+    total, count = np.zeros((2, len(trials), len(neurons)))
+    np.add.at(total, (trial[usable], neuron[usable]), (own - other)[usable])
+    np.add.at(count, (trial[usable], neuron[usable]), 1.0)
+    by_trial, by_neuron = (np.random.default_rng((0, stream)) for stream in range(2))
+    drawn = by_trial.multinomial(len(trials), np.full(len(trials), 1.0 / len(trials)), size=resamples).astype(np.float64)
+    weight = np.ones((resamples, len(neurons)))
+    if unit == "trials x neurons":
+        weight = by_neuron.multinomial(len(neurons), np.full(len(neurons), 1.0 / len(neurons)), size=resamples).astype(np.float64)
+    rows = ((drawn @ count) * weight).sum(axis=1)
+    defined = rows > 0
+    means = ((drawn @ total) * weight).sum(axis=1)[defined] / rows[defined]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return PairedDifference(
+        metric=name,
+        against=QUANTFORMER,
+        candidate=float(own[usable].mean()),
+        reference=float(other[usable].mean()),
+        difference=float((own - other)[usable].mean()),
+        low=float(low),
+        high=float(high),
+        higher_is_better=COLUMNS[name].higher_is_better,
+        unit=unit,
+        undefined=float(1.0 - defined.mean()),
+    )
 
 
 def _text(one: Within, metric: str) -> str:
     by_trial, by_both = (one.differences.get((metric, unit)) for unit in UNITS)
-    if by_trial is None or by_both is None:
+    if by_trial is None:
         return "–"
     column = COLUMNS[metric]
     low, high = column.number(by_trial.low), column.number(by_trial.high)
-    return f"{column.number(by_trial.difference)} ({low} to {high}), {by_trial.verdict}; {by_both.verdict}"
+    return f"{column.number(by_trial.difference)} ({low} to {high}), {by_trial.verdict}" + (
+        f"; {by_both.verdict}" if by_both is not None else ""
+    )
