@@ -69,7 +69,7 @@ EFFORTS: Mapping[str, Effort] = MappingProxyType(
             neurons=30,
             model=PRESETS["small"],
             pretraining=LoopConfig(epochs=5, learning_rate=1e-3),
-            pretraining_windows=3_000,
+            pretraining_windows=1_500,
             pretraining_batch=128,
             finetuning=_finetuning(_SMALL),
             budget=_SMALL,

@@ -59,11 +59,13 @@ class Ceiling:
 class Ceilings:
     """The ceilings of one session. ``rows`` int64 ``(trials,)`` of the stimulus table, ``active`` bool
     ``(trials, neurons)``; ``rate`` knows neuron and stimulus only, hence 0.5 within them; ``latent`` cannot be reached by any
-    observer.
+    observer. ``own_response`` float64 ``(trials, neurons, 64)`` is the dF/F that the knowledge of ``own`` expects; its mean
+    squared error is a ceiling of forecasts, from below like the probabilities.
     """
 
     rows: NDArray[np.int64]
     active: NDArray[np.bool_]
+    own_response: Floats
     rate: Ceiling
     own: Ceiling
     population: Ceiling
@@ -106,6 +108,7 @@ def ceilings(
     active, latent = np.zeros(shape, bool), np.zeros(shape)
     each = np.zeros((len(asked), particles, mouse.neurons), np.float32)
     beliefs: list[Belief] = []
+    expected = np.zeros((*shape, recipe.response_frames))
     for k, row in enumerate(asked):
         f, window = int(onset[row]), label_frames(table.category[row])
         f0 = baseline_f0(trace[f - recipe.baseline_frames : f], recipe=recipe)
@@ -117,6 +120,9 @@ def ceilings(
             glow = dynamics.glow(belief.states, frame=f, frames=window, rng=rng)
             each[k] += _chance(mouse, glow, level=level, bar=bar, frames=window) / FUTURES
         beliefs.append(belief)
+        path = dynamics.path(belief.states, frame=f, frames=recipe.response_frames, rng=rng)
+        drifted = reader.rest[f - 1] * np.exp(np.float32(mouse.config.drift) * belief.states[DRIFT]).mean(axis=0)
+        expected[k] = (drifted * path / f0 - 1.0).T
         true = _true_states(session, frame=f, particles=FUTURES * particles)
         level = np.median(truth.resting[f - recipe.f0_frames : f], axis=0)
         glow = dynamics.glow(true, frame=f, frames=window, rng=rng)
@@ -130,6 +136,7 @@ def ceilings(
     return Ceilings(
         rows=asked,
         active=active,
+        own_response=expected,
         rate=replace(_scored(rate, active=active, pair=pair), auroc_within_neuron_stimulus=0.5),
         own=_scored(own, active=active, pair=pair),
         population=_scored(population, active=active, pair=pair),

@@ -90,6 +90,17 @@ class Dynamics:
         change: Floats = self.mouse.kinetics.dff(states[SLOW], states[FAST]).astype(np.float32, copy=False)
         return change
 
+    def path(self, states: Floats, *, frame: int, frames: int, rng: np.random.Generator) -> NDArray[np.float64]:
+        """``1 + dF/F`` of each of the ``frames`` from ``frame`` on, mean over one future a particle ``(frames, neurons)``."""
+        states = states.copy()
+        shown = range(frame, min(frame + frames, len(self.timeline.share)))
+        made = np.empty((len(shown), states.shape[2]))
+        for k, t in enumerate(shown):
+            self.wander(states, frame=t, rng=rng)
+            self.spike(states, rng.poisson(self.expected(states, frame=t)), frame=t)
+            made[k] = 1.0 + self.dff(states).mean(axis=0, dtype=np.float64)
+        return made
+
     def glow(self, states: Floats, *, frame: int, frames: int, rng: np.random.Generator) -> Floats:
         """Mean of ``1 + dF/F`` over the ``frames`` from ``frame`` on, for one future a particle ``(particles, neurons)``."""
         states = states.copy()

@@ -1,0 +1,152 @@
+"""How far each model goes on a simulated mouse: from the neuron x stimulus rate to the ceiling of what it could know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantformer_training.contest import Entry, contest
+from quantformer_training.effort import Effort
+from quantformer_training.pretrain_cohort import pretrain_cohort
+from quantformer_training.run_data import RunData
+from quantformer_training.simulated import MouseConfig, ceilings, short_session
+from quantformer_training.store import write_session
+
+Floats = NDArray[np.float64]
+
+#: Where a share is 0: what is known without the baseline.
+RATE, MEAN_RESPONSE = "neuron_stimulus_rate", "neuron_stimulus_mean"
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """``loss`` of a model on test rows, and its ``share`` of the way to the ceiling's, with a 95 % interval over trials;
+    ``lead`` is its share less the first's (of the first: less the second's), with the interval of that difference.
+    """
+
+    model: str
+    loss: float
+    share: float
+    low: float
+    high: float
+    lead: tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CeilingStudy:
+    """Shares by log-loss (activation) and by mean squared error (forecast), the best first; ``ceiling`` and ``start`` are the
+    losses at 1 and 0. ``failures`` are models that gave nothing.
+    """
+
+    trials: int
+    neurons: int
+    activation: tuple[Share, ...]
+    forecast: tuple[Share, ...]
+    start: Mapping[str, float]
+    ceiling: Mapping[str, float]
+    failures: Mapping[str, str]
+
+
+def ceiling_study(
+    *,
+    directory: str,
+    effort: Effort,
+    models: tuple[str, ...],
+    seed: int,
+    neurons: int = 24,
+    presentations: int = 240,
+    particles: int = 256,
+) -> CeilingStudy:
+    """One simulated mouse under drifting gratings, two thirds of which train; every model, and the particle filter that reads
+    each neuron's own fluorescence and knows the simulator's parameters. Minutes, most of them the filter's.
+    """
+    session = short_session(MouseConfig(neurons=neurons, seed=seed), presentations=presentations)
+    stored = write_session(session.recording, Path(directory) / "session")
+    place, mouse = str(Path(directory) / "session"), stored.provenance.subject
+    category = next(name for name in stored.stimuli.category if name != "spontaneous")
+    pretrained = str(Path(directory) / "pretrained")
+    pretrain_cohort(sessions=(place,), effort=effort, out=pretrained, seed=seed)
+    entries = contest(
+        sessions=(place,),
+        mouse=mouse,
+        category=category,
+        models=models,
+        pretrained=pretrained,
+        effort=effort,
+        seed=seed,
+    )
+    data = RunData.read(stored, category=category, most=effort.most)
+    test = data.sources(1.0).test.rows()
+    best = ceilings(session, rows=np.unique(test.trial), particles=particles, seed=seed)
+    at = np.searchsorted(best.rows, test.trial)
+    told = best.own.probability[at, test.neuron]
+    expected = np.square(best.own_response[at, test.neuron] - test.response).mean(1)
+    losses = {
+        "activation": {one.model: _log_loss(one, test.active) for one in entries if "probability" in one.arrays},
+        "forecast": {
+            one.model: one.arrays["squared_error"].astype(np.float64)
+            for one in entries
+            if "squared_error" in one.arrays
+        },
+    }
+    tops = {"activation": -np.log(np.where(test.active, told, 1.0 - told)), "forecast": expected}
+    starts = {"activation": losses["activation"][RATE], "forecast": losses["forecast"][MEAN_RESPONSE]}
+    shares = {
+        task: _shares(losses[task], start=starts[task], top=tops[task], trial=test.trial, seed=seed) for task in losses
+    }
+    return CeilingStudy(
+        trials=len(best.rows),
+        neurons=neurons,
+        activation=shares["activation"],
+        forecast=shares["forecast"],
+        start={task: float(loss.mean()) for task, loss in starts.items()},
+        ceiling={task: float(loss.mean()) for task, loss in tops.items()},
+        failures={one.model: one.failure for one in entries if one.failure},
+    )
+
+
+def _log_loss(entry: Entry, active: NDArray[np.bool_]) -> Floats:
+    probability = np.clip(entry.arrays["probability"].astype(np.float64), 1e-6, 1.0 - 1e-6)
+    return -np.log(np.where(active, probability, 1.0 - probability))
+
+
+def _shares(
+    losses: Mapping[str, Floats], *, start: Floats, top: Floats, trial: NDArray[np.integer], seed: int
+) -> tuple[Share, ...]:
+    """Shares with intervals from resampled trials; each is also compared with the first, which is compared with the second."""
+    blocks, which = np.unique(trial, return_inverse=True)
+    names = list(losses)
+    # Sums a trial: rows are many, trials few.
+    sums = np.stack([np.bincount(which, loss, len(blocks)) for loss in (start, top, *losses.values())])
+    drawn = np.random.default_rng(seed).integers(0, len(blocks), (RESAMPLES, len(blocks)))
+    resampled = sums[:, drawn].sum(-1)
+    whole = sums.sum(1)
+
+    def way(values: Floats) -> Floats:
+        gone: Floats = (values[0] - values[2:]) / (values[0] - values[1])
+        return gone
+
+    share, shares = way(whole), way(resampled)
+    order = np.argsort(-share)
+    found = []
+    for position in order:
+        rival = order[1] if position == order[0] else order[0]
+        gap = shares[position] - shares[rival]
+        low, high = np.percentile(shares[position], [2.5, 97.5])
+        least, most = np.percentile(gap, [2.5, 97.5])
+        found.append(
+            Share(
+                model=names[position],
+                loss=float(losses[names[position]].mean()),
+                share=float(share[position]),
+                low=float(low),
+                high=float(high),
+                lead=(float(share[position] - share[rival]), float(least), float(most)),
+            )
+        )
+    return tuple(found)
