@@ -100,12 +100,12 @@ def recorded_cohort(paths: Sequence[Path], directory: Path, *, say: Say) -> Coho
         DataError: not one file could be used.
     """
     sessions, left_out = [], {}
-    for path in _files(paths):
+    for name, path in _named(_files(paths)).items():
         try:
-            say(f"reading {path.name}")
-            sessions.append(_stored(path, directory))
+            say(f"reading {name}")
+            sessions.append(_stored(path, directory, unnamed=name.removesuffix(path.suffix)))
         except (QuantformerError, OSError) as error:
-            left_out[path.name] = str(error)
+            left_out[name] = str(error)
     if not sessions:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) or "no file was found"
         raise DataError(f"no recording could be used: {reasons}")
@@ -126,8 +126,19 @@ def _files(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def _stored(path: Path, directory: Path) -> StoredSession:
-    """The file's session in the store, written where it is not there yet or the file is another one now."""
+def _named(files: Sequence[Path]) -> dict[str, Path]:
+    """Each file once, by as much of the end of its path as tells it from the others."""
+    paths = list(dict.fromkeys(path.resolve() for path in files))
+    depth = 1
+    while len({path.parts[-depth:] for path in paths}) < len(paths):
+        depth += 1
+    return {"/".join(path.parts[-depth:]): path for path in paths}
+
+
+def _stored(path: Path, directory: Path, *, unnamed: str) -> StoredSession:
+    """The file's session in the store, written where it is not there yet or the file is another one now; ``unnamed`` is the
+    subject of a recording that does not name its animal.
+    """
     status = path.stat()
     mark = hashlib.sha256(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:12]
     place = directory / f"{path.stem}-{mark}"
@@ -138,5 +149,5 @@ def _stored(path: Path, directory: Path) -> StoredSession:
         raise DataError(f"{path.name} holds no presentations; a study needs stimuli")
     if recording.provenance.subject in ("", UNKNOWN_SUBJECT):
         # Two files of unnamed animals are not one animal.
-        recording = replace(recording, provenance=replace(recording.provenance, subject=path.stem))
+        recording = replace(recording, provenance=replace(recording.provenance, subject=unnamed))
     return write_session(recording, place)

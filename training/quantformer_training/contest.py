@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from quantformer.errors import RecordingError, UsageError
+from quantformer.errors import RecordingError, SignalError, UsageError
 from quantformer.labels import label_frames
 from quantformer.trace_metrics import pearson_rows
 from quantformer_training.baselines import ACTIVATION_BASELINES, FORECAST_BASELINES, POPULATION_BASELINES
@@ -126,7 +126,7 @@ def _run(sessions: tuple[str, ...], *, mouse: str, category: str, effort: Effort
             continue
         try:
             found[subject] = RunData.read(session, category=category, most=effort.most)
-        except RecordingError as error:
+        except (RecordingError, SignalError) as error:
             reasons.append(str(error))
     if not found:
         raise RecordingError("; ".join(reasons) or f"mouse {mouse!r} was shown no stimuli of category {category!r}")

@@ -174,8 +174,11 @@ class IndexedSource:
         cut = self._cut(index, missing=self._withheld(0))
         offset, first = [], 0
         for one in self.parts:
+            trial = one.trials.moments.trial
+            # Moments before the first presentation belong to none, -1: not to the last one of the session before.
+            first -= int(trial.min(initial=0))
             offset.append(first)
-            first += int(one.trials.moments.trial.max(initial=-1)) + 1
+            first += int(trial.max(initial=-1)) + 1
         return Rows(
             baseline=cut.baseline,
             f0=cut.f0,

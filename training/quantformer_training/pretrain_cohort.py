@@ -6,9 +6,11 @@ import json
 import time
 from pathlib import Path
 
-from quantformer.errors import DataError, RecordingError
+import numpy as np
+
+from quantformer.errors import DataError, RecordingError, SignalError
 from quantformer.labels import LabelRule
-from quantformer.signal import SignalRecipe
+from quantformer.signal import SignalRecipe, onset_frames
 from quantformer_training.effort import Effort
 from quantformer_training.loop import Progress
 from quantformer_training.pretrain import PRETRAINED, Windows, pretrain, random_windows, save_pretrained
@@ -19,6 +21,8 @@ from quantformer_training.trials import EPOCHS
 
 #: What was spent on a pre-trained auto-encoder, beside it.
 FIGURES = "pretraining.json"
+#: Where a training that was interrupted goes on.
+CHECKPOINT = "checkpoint.pt"
 
 
 def pretrain_cohort(
@@ -44,9 +48,15 @@ def pretrain_cohort(
     mark = repr([[one.fingerprint for one in stored], config, without_mouse, without_category, quantized])
     place = Path(out)
     if (place / PRETRAINED).exists() and (place / FIGURES).exists():
-        known = json.loads((place / FIGURES).read_text())
+        try:
+            known = json.loads((place / FIGURES).read_text())
+        except ValueError:
+            known = {}
         if known.pop("made_with", None) == mark:
             return {name: float(value) for name, value in known.items()}
+        # Until this call is done, the directory holds nobody's auto-encoder, and its checkpoint is another's.
+        for name in (FIGURES, CHECKPOINT):
+            (place / name).unlink(missing_ok=True)
     started = time.monotonic()
     train: list[Windows] = []
     validation: list[Windows] = []
@@ -55,13 +65,7 @@ def pretrain_cohort(
             continue
         try:
             split = training_split(session, without_category=without_category)
-        except RecordingError:
-            continue
-        for part, count, found in (
-            ("train", config.pretraining_windows, train),
-            ("validation", max(config.pretraining_windows // 8, 100), validation),
-        ):
-            found.append(
+            made = [
                 random_windows(
                     session,
                     split=split,
@@ -71,12 +75,20 @@ def pretrain_cohort(
                     rule=LabelRule(),
                     seed=seed + number,
                 )
-            )
+                for part, count in (
+                    ("train", config.pretraining_windows),
+                    ("validation", max(config.pretraining_windows // 8, 100)),
+                )
+            ]
+        except (RecordingError, SignalError):
+            continue
+        train.append(made[0])
+        validation.append(made[1])
     if not train:
         raise DataError(
             f"no session is left to pre-train on without mouse {without_mouse!r}, category {without_category!r}"
         )
-    made = pretrain(
+    trained = pretrain(
         train=Windows.joined(train),
         validation=Windows.joined(validation),
         config=config.model,
@@ -84,13 +96,13 @@ def pretrain_cohort(
         report=_silent,
         batch=config.pretraining_batch,
         quantized=quantized,
-        checkpoint=place / "checkpoint.pt",
+        checkpoint=place / CHECKPOINT,
     )
-    save_pretrained(made, place)
+    save_pretrained(trained, place)
     figures = {
         "windows": float(sum(len(one.dff) for one in train)),
-        "validation": made.result.best_validation,
-        "epochs": float(made.result.epochs_run),
+        "validation": trained.result.best_validation,
+        "epochs": float(trained.result.epochs_run),
         "seconds": time.monotonic() - started,
     }
     (place / FIGURES).write_text(json.dumps({**figures, "made_with": mark}))
@@ -98,23 +110,43 @@ def pretrain_cohort(
 
 
 def training_split(session: StoredSession, *, without_category: str = "") -> Split:
-    """Training and validation spans of every category of a session, less any frame of another category's later parts.
+    """Training and validation spans of every category of a session, less any frame of another category's later parts, and of
+    every presentation ``without_category`` with the response to it.
 
     Raises:
         RecordingError: the session has no category that can be split.
     """
-    splits = []
-    for category in sorted(set(session.stimuli.category) - EPOCHS - {without_category}):
+    splits = {}
+    for category in sorted(set(session.stimuli.category) - EPOCHS):
         try:
-            splits.append(split_of(session, category=category))
+            splits[category] = split_of(session, category=category)
         except RecordingError:
             continue
-    if not splits:
+    if not splits.keys() - {without_category}:
         raise RecordingError(f"{session.name} has no stimulus category that can be split in three parts")
-    tests = [span for one in splits for span in one.test]
-    validation = _without([span for one in splits for span in one.validation], tests)
-    train = _without([span for one in splits for span in one.train], [*tests, *validation])
+    tests = [span for one in splits.values() for span in one.test]
+    later = [span for one in splits.values() for span in one.validation]
+    # A span of one category may hold presentations of another.
+    shown = _shown(session, without_category)
+    kept = [one for category, one in splits.items() if category != without_category]
+    validation = _without([span for one in kept for span in one.validation], [*tests, *shown])
+    train = _without([span for one in kept for span in one.train], [*tests, *later, *shown])
     return Split(train=tuple(train), validation=tuple(validation), test=tuple(tests))
+
+
+def _shown(session: StoredSession, category: str) -> list[tuple[int, int]]:
+    """Frames of a category's presentations, each until it ends and the response to it; those that touch are one."""
+    table = session.stimuli
+    rows = np.flatnonzero([name == category for name in table.category])
+    start = onset_frames(session.timestamps_s, table.onset_s[rows])
+    end = onset_frames(session.timestamps_s, table.onset_s[rows] + table.duration_s[rows])
+    spans: list[tuple[int, int]] = []
+    for low, high in zip(start.tolist(), np.maximum(end, start + SignalRecipe().response_frames).tolist(), strict=True):
+        if spans and low <= spans[-1][1]:
+            spans[-1] = (spans[-1][0], max(high, spans[-1][1]))
+        else:
+            spans.append((low, high))
+    return spans
 
 
 def _without(spans: list[tuple[int, int]], taken: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -75,7 +75,7 @@ class Traced(Protocol):
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StoredSession:
     """One recording of a store. ``traces`` is memory-mapped float32 ``(neurons, frames)``: a window of a neuron is one run
-    of bytes. ``fingerprint`` is the SHA-256 of traces, stamps and presentations.
+    of bytes. ``fingerprint`` is the SHA-256 of traces, stamps, presentations and names.
     """
 
     name: str
@@ -139,6 +139,8 @@ def write_session(recording: Recording, directory: Path) -> StoredSession:
         for array in (traces, recording.timestamps_s, table.onset_s, table.duration_s):
             digest.update(np.ascontiguousarray(array).data)
         digest.update(repr([(table.stimulus_id[i], table.features_of(i)) for i in range(len(table))]).encode())
+        names = [table.category, table.sub_session.tolist(), recording.neuron_ids, recording.provenance.subject]
+        digest.update(repr(names).encode())
         np.save(aside / "traces.npy", traces)
         np.save(aside / "timestamps.npy", recording.timestamps_s)
         if recording.running_speed_cm_s is not None:

@@ -84,18 +84,16 @@ def _chosen(models: list[Any], inputs: NDArray[np.float64], target: NDArray[Any]
     folds = min(_FOLDS, len(np.unique(moment)))
     if folds < 2:
         return models[0].fit(inputs, target)
-    # A fold without an active row has no log-loss: then the strongest penalty stands.
+    parts = list(GroupKFold(folds).split(inputs, target, moment))
+    # A fold without both classes has no log-loss, or nothing to fit: then the strongest penalty stands.
+    if target.dtype == np.bool_ and any(len(np.unique(target[rows])) < 2 for both in parts for rows in both):
+        return models[0].fit(inputs, target)
     scores = np.stack(
-        [
-            cross_val_score(
-                model, inputs, target, groups=moment, cv=GroupKFold(folds), scoring=scoring, error_score=-np.inf
-            )
-            for model in models
-        ]
+        [cross_val_score(model, inputs, target, cv=parts, scoring=scoring, error_score="raise") for model in models]
     )
     mean = scores.mean(1)
     best = int(np.argmax(mean))
-    spread = float(scores[best].std(ddof=1)) / folds**0.5 if np.isfinite(mean[best]) else 0.0
+    spread = float(scores[best].std(ddof=1)) / folds**0.5
     return models[int(np.argmax(mean >= mean[best] - spread))].fit(inputs, target)
 
 
