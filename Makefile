@@ -4,17 +4,19 @@
 #   make test    install the test extra too, run every check and every test
 #   make check   ruff, mypy and import-linter only
 #   make test-soak   stream 241 neurons at 30 Hz through the whole service; SOAK_SECONDS=60 is shorter than 5 minutes
+#   make test-allen   read Allen files with allensdk and with our reader, and compare; ALLEN_DATA=DIR
 #   make bench   measure what docs/benchmarks.md reports of the installation
 #   make clean   remove .venv, build products and caches; reports and runs stay
 #
 # Another interpreter: make test PYTHON=/path/to/python3.12
 
 PYTHON ?= python3
+ALLEN_PYTHON ?= python3.11
 PY = .venv/bin/python
 # Also holds for the isolated environment in which pip builds the package itself.
 INSTALL = PIP_CONSTRAINT=constraints.txt $(PY) -m pip install --quiet
 
-.PHONY: demo test test-soak check bench clean
+.PHONY: demo test test-soak test-allen check bench clean
 
 demo: .venv/run.stamp
 	.venv/bin/quantformer demo
@@ -35,7 +37,7 @@ bench: .venv/run.stamp
 	$(PY) deploy/measure_import.py
 
 clean:
-	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-allen dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 .venv/run.stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "quantformer needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + "; name another: make PYTHON=/path/to/python3.11")'
@@ -44,5 +46,14 @@ clean:
 	touch .venv/run.stamp
 
 .venv/dev.stamp: .venv/run.stamp
-	$(INSTALL) --editable '.[serve,train,dev]'
+	$(INSTALL) --editable '.[serve,train,compare,ray,dev]'
 	touch .venv/dev.stamp
+
+# allensdk pins an old numpy, so it lives in an environment of its own; ALLEN_DATA=DIR names fetched files.
+test-allen: .venv/dev.stamp .venv-allen/run.stamp
+	$(PY) deploy/compare_allen.py --allen-python .venv-allen/bin/python $(ALLEN_DATA)
+
+.venv-allen/run.stamp: deploy/requirements-allen.txt
+	$(ALLEN_PYTHON) -m venv .venv-allen
+	.venv-allen/bin/python -m pip install --quiet --requirement deploy/requirements-allen.txt
+	touch $@

@@ -141,3 +141,24 @@ def test_gradients_pass_the_teacher_to_its_input(network: Autoencoder) -> None:
     assert vectors.grad is not None
     assert vectors.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_without_quantisation_the_decoder_is_given_what_the_encoder_says() -> None:
+    torch.manual_seed(0)
+    plain = Autoencoder(CONFIG, quantized=False)
+    trace, none = torch.randn(4, 160), torch.zeros(4, 10, dtype=torch.bool)
+    plain.eval()
+    made = plain(trace, none)
+    torch.testing.assert_close(made.patches, plain.decoder(plain.encoder(to_patches(trace, patch_frames=16))))
+    assert float(made.quantization.loss) == 0.0
+    assert made.quantization.codes.shape == (4, 10)
+    plain.train()
+    learned = plain(trace, none)
+    torch.autograd.backward((learned.patches - to_patches(trace, patch_frames=16)).square().mean() + learned.quantization.loss)
+    moved = {name for name, value in plain.named_parameters() if value.grad is not None and bool(value.grad.any())}
+    assert any(name.startswith("encoder.") for name in moved), "the gradient passes to the encoder"
+    assert not any(name.startswith("quantizer.") for name in moved), "a codebook that nobody asks does not move"
+    teacher = plain.freeze()
+    torch.testing.assert_close(
+        teacher.decode(teacher.encoder(to_patches(trace, patch_frames=16))), from_patches(made.patches), atol=1e-5, rtol=1e-5
+    )

@@ -153,3 +153,20 @@ def test_pseudo_onsets_share_the_fold_of_their_presentation() -> None:
     changed[len(real.moments) :][beside] = 1e6
     before, after = (out_of_fold(features, v, valid, block, strength=3.0)[0] for v in (values, changed))
     assert before[row].tobytes() == after[row].tobytes()
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 999), patterns=st.integers(1, 4), strength=st.sampled_from(STRENGTHS))
+def test_neurons_that_share_a_gram_matrix_get_what_each_would_get_alone(seed: int, patterns: int, strength: float) -> None:
+    """Neurons that are valid in the same rows are solved together; some of them in none, or in fewer rows than features."""
+    p, rng = problem(seed, neurons=7), np.random.default_rng(seed)
+    kinds = rng.random((80, patterns)) < rng.choice([0.0, 0.03, 0.5, 1.0], patterns)
+    valid = kinds[:, rng.integers(0, patterns, 7)]
+    values = np.where(valid[..., None], p["values"], np.nan if seed % 2 else 1e9)
+    found = fit_tuning(p["features"], np.nan_to_num(values, nan=1e9), valid, p["block"], judged=np.ones(80, bool))
+    coefficients = tune_neurons(p["features"], values, valid, population=found.population, strength=strength)
+    for k in range(7):
+        x = p["features"][valid[:, k]].astype(np.float64)
+        left = p["values"][valid[:, k], k] - x @ found.population.T
+        alone = found.population + np.linalg.solve(x.T @ x + strength * np.eye(4), x.T @ left).T
+        np.testing.assert_allclose(coefficients[k], alone, rtol=1e-7, atol=1e-9)

@@ -58,7 +58,7 @@ def _finetuning(budget: Budget) -> FinetuneConfig:
 
 
 _SMALL = Budget(epochs=5, rows_per_epoch=2_400, patience=5, pseudo_per_real=1.0, validation_rows=1_000)
-_RECORDING = Budget(epochs=30, rows_per_epoch=6_000, patience=8, validation_rows=10_000)
+_RECORDING = Budget(epochs=12, rows_per_epoch=4_000, patience=6, validation_rows=4_000)
 _PAPER = replace(Budget.paper(), validation_rows=100_000)
 
 EFFORTS: Mapping[str, Effort] = MappingProxyType(

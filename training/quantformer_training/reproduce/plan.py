@@ -50,6 +50,14 @@ EXTENTS: Mapping[str, Extent] = MappingProxyType(
             stimulus_mice=1,
             networks_a_job=4,
         ),
+        "recording": Extent(
+            codes=(4, 16, 32, 128),
+            widths=(32, 64, 128),
+            search_mice=None,
+            subject_categories=None,
+            stimulus_mice=None,
+            networks_a_job=4,
+        ),
         "paper": Extent(
             codes=(4, 8, 16, 32, 64, 128, 256, 512),
             widths=(64, 128, 256, 512),
