@@ -18,9 +18,10 @@ from tiny_study import EXTENT, SCARCE, TINY, tiny_cohort
 from quantformer.errors import DataError
 from quantformer_training.cohort import Cohort
 from quantformer_training.jobs import Job
-from quantformer_training.reproduce.execute import Execution, Step
+from quantformer_training.reproduce.execute import Execution
 from quantformer_training.reproduce.plan import PlannedContest, Pretraining
 from quantformer_training.reproduce.reproduction import reproduce
+from quantformer_training.reproduce.work import Step
 from quantformer_training.run_store import RunStore
 
 #: Seconds that a process gets before the test gives up on it.

@@ -10,7 +10,7 @@ from rich.console import Console
 from running_service import command
 
 from quantformer_cli.reproduce_progress import ReproduceProgress, left_text
-from quantformer_training.reproduce.execute import Step
+from quantformer_training.reproduce.work import Step
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,9 @@ def add_parser(subparsers: Subparsers[Parser]) -> Parser:
         help="'simulated', or recordings with stimuli: npz files, suite2p folders, Allen NWB files or folders of them",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("reproduction"), metavar="DIR", help="default ./reproduction")
-    parser.add_argument("--preset", default="small", choices=("small", "recording", "paper"), help="what is spent (default small)")
+    parser.add_argument(
+        "--preset", default="small", choices=("small", "recording", "paper"), help="what is spent (default small)"
+    )
     parser.add_argument("--mice", type=int, metavar="N", help=f"simulated mice (default {MICE}; the paper has 11)")
     parser.add_argument("--neurons", type=int, metavar="N", help="neurons a simulated mouse (default: the preset's)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random choice (default 0)")

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 if TYPE_CHECKING:
-    from quantformer_training.reproduce.execute import Step
+    from quantformer_training.reproduce.work import Step
 
 
 def left_text(seconds: float) -> str:

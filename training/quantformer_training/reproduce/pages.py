@@ -13,9 +13,9 @@ from quantformer_training.contest import MODELS
 from quantformer_training.explain.gallery import Gallery
 from quantformer_training.html_report import Chapter, Figure, ResultsPage, write_results
 from quantformer_training.report import Facts, Table, Text
-from quantformer_training.reproduce.execute import FIGURES
 from quantformer_training.reproduce.tables import places_left_out
 from quantformer_training.reproduce.within import Within, within_lines, within_tables
+from quantformer_training.reproduce.work import FIGURES
 from quantformer_training.result_formats import csv_text, json_lines, markdown, plain
 from quantformer_training.result_tables import ResultTable
 from quantformer_training.run_store import Run
@@ -165,7 +165,7 @@ def _markdown(table: Table) -> str:
     lines = [f"### {plain(table.caption)}", ""]
     cells = (table.columns, ["---"] * len(table.columns), *table.rows)
     lines += ["| " + " | ".join(map(plain, line)) + " |" for line in cells]
-    return "\n".join([*lines, "", f"- {plain(table.note)}", ""])
+    return "\n".join([*lines, "", *([f"- {plain(table.note)}", ""] if table.note else [])])
 
 
 def _cost(made: Reproduction) -> list[tuple[str, str]]:

@@ -9,11 +9,12 @@ from pathlib import Path
 from quantformer.errors import DataError
 from quantformer_training.cohort import Cohort
 from quantformer_training.effort import Effort
-from quantformer_training.reproduce.execute import FIGURES, Execution, Step, categories_shown
+from quantformer_training.reproduce.execute import Execution, categories_shown
 from quantformer_training.reproduce.pages import Reproduction, write_pages
 from quantformer_training.reproduce.plan import Pretraining, plan
 from quantformer_training.reproduce.tables import tables_of
 from quantformer_training.reproduce.within import within_recordings
+from quantformer_training.reproduce.work import FIGURES, Step
 from quantformer_training.significance import MINIMUM_MICE
 from quantformer_training.store import StoredSession
 
