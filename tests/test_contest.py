@@ -225,3 +225,20 @@ def test_labels_permuted_within_neuron_and_stimulus_teach_nothing(
         assert found > 0.5 + 4 * np.std(null), "skill is there to be lost"
     else:
         assert abs(found - 0.5) < 3 * np.std(null)
+
+
+@pytest.mark.parametrize("kind", ["one neuron", "two that are heard in the test part alone, or until then", "back to back"])
+def test_poor_recordings_give_figures_for_every_kind_of_model(tmp_path: Path, study: dict[str, Any], kind: str) -> None:
+    recording = small_recording(neurons=1 if kind == "one neuron" else 3, trials=60, period_s=2.0 if "back" in kind else 3.0)
+    if "heard" in kind:
+        start = split_of(write_session(recording, tmp_path / "whole"), category=GRATING).test[0][0]
+        traces = recording.fluorescence.copy()
+        traces[:start, 1] = np.nan
+        traces[start:, 2] = np.nan
+        recording = replace(recording, fluorescence=traces)
+    session = write_session(recording, tmp_path / "poor")
+    models = (*FAST, "lstm", "boosted_trees", "trees_population", "neuron_stimulus_mean", "last_frames")
+    made = contest(models=models, **{**study, "sessions": (str(tmp_path / session.name),), "mouse": "nobody"})
+    for entry in made:
+        assert entry.failure == "", entry.model
+        assert np.isfinite([entry.metrics[name] for name in ("mse", "log_loss") if name in entry.metrics]).all(), entry.model
