@@ -180,3 +180,20 @@ def test_no_mouse_or_no_neuron_is_refused(tmp_path: Path, mice: int, neurons: in
     with pytest.raises(UsageError, match="at least one of each"):
         simulated_cohort(tmp_path, mice=mice, neurons=neurons, seed=0, say=print)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_spikes_is_seen_through_the_indicator_and_named_semi_synthetic(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    onset = np.arange(200, 200 + 90 * 12, 90)
+    path = tmp_path / "spikes.npz"
+    np.savez(
+        path,
+        spikes=rng.integers(0, 2, (3, 1800)).astype(np.uint8),
+        cell_ids=np.arange(3),
+        onset_frame=onset,
+        length_frames=np.full(12, 60),
+        rate_hz=30.0,
+    )
+    made = recorded_cohort([path], tmp_path / "store", say=lambda _: None)
+    assert made.origin == "semi-synthetic"
+    assert made.sessions[0].neurons == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from scipy.optimize import minimize
 from quantformer.activation_metrics import auroc_within, log_loss
 from quantformer.manifest import Calibration, Interval, LeadSkill
 from quantformer_training.examples import Examples
-from quantformer_training.finetune import TrainedModel
+from quantformer_training.finetune import Prediction
 from quantformer_training.sources import RowSource
 
 #: Leads in frames at which calibration is fitted, all together, and at which the bundle states its skill.
@@ -27,6 +28,14 @@ _PRIOR_ROWS = 20.0
 Floats = NDArray[np.floating]
 
 
+class Forecasting(Protocol):
+    """A trained model of both tasks."""
+
+    def predict(self, examples: Examples, /) -> Prediction:
+        """What it says of every row."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Calibrated:
     """Everything a bundle takes from validation."""
@@ -37,7 +46,7 @@ class Calibrated:
     skill_by_lead: list[LeadSkill]
 
 
-def calibrate(model: TrainedModel, validation: RowSource, *, seconds: float) -> Calibrated:
+def calibrate(model: Forecasting, validation: RowSource, *, seconds: float) -> Calibrated:
     """Fit on the validation part; ``seconds`` is how long it lasts, for rates of false triggers."""
     by_lead = [(lead, validation.at_lead(lead, most=MOST_ROWS)) for lead in LEADS]
     predictions = [(lead, rows, model.predict(rows)) for lead, rows in by_lead]

@@ -10,7 +10,7 @@ from pathlib import Path
 from quantformer.errors import DataError, QuantformerError, UsageError
 from quantformer.recording import Origin, Recording
 from quantformer_training.readers import open_recording
-from quantformer_training.simulated import MouseConfig, simulate_container
+from quantformer_training.simulated import MouseConfig, allen_spikes_session, is_spikes_file, simulate_container
 from quantformer_training.store import StoredSession, open_session, write_session
 from quantformer_training.trials import EPOCHS
 
@@ -144,10 +144,17 @@ def _stored(path: Path, directory: Path, *, unnamed: str) -> StoredSession:
     place = directory / f"{path.stem}-{mark}"
     if place.is_dir():
         return open_session(place)
-    recording: Recording = open_recording(path)
+    recording = _opened(path)
     if not len(recording.stimuli):
         raise DataError(f"{path.name} holds no presentations; a study needs stimuli")
     if recording.provenance.subject in ("", UNKNOWN_SUBJECT):
         # Two files of unnamed animals are not one animal.
         recording = replace(recording, provenance=replace(recording.provenance, subject=unnamed))
     return write_session(recording, place)
+
+
+def _opened(path: Path) -> Recording:
+    """The file's recording; a file of inferred spikes (`allen_spikes_session`) is seen through the indicator's model."""
+    if path.suffix == ".npz" and is_spikes_file(path):
+        return allen_spikes_session(path)
+    return open_recording(path)

@@ -23,6 +23,7 @@ from quantformer_training.effort import Effort
 from quantformer_training.finetune import TrainedModel, finetune
 from quantformer_training.indexed import IndexedSource
 from quantformer_training.jobs import message
+from quantformer_training.joint import JointModel, finetune_joint
 from quantformer_training.loop import Progress
 from quantformer_training.networks import NETWORKS, NetworkConfig, NetworkSpec
 from quantformer_training.paper_design import DESIGNS, paper_design
@@ -70,6 +71,7 @@ _PAPER_NAMES = {
 MODELS: Mapping[str, ModelCard] = MappingProxyType(
     {
         "quantformer": ModelCard(title="QuantFormer", paper_name="QuantFormer"),
+        "quantformer_joint": ModelCard(title="QuantFormer, one encoder for both tasks"),
         "quantformer_paper": ModelCard(title="QuantFormer, the paper's design", paper_name="QuantFormer"),
         "quantformer_prompt": ModelCard(title="QuantFormer, the paper's design, prompt-tuned"),
         "ablation_baseline": ModelCard(title="encoder from scratch", paper_name="Baseline"),
@@ -198,8 +200,8 @@ class _Course:
         )
 
     def _answers(self, name: str) -> Answers:
-        if name == "quantformer":
-            return self._quantformer()
+        if name in ("quantformer", "quantformer_joint"):
+            return self._quantformer(joint=name == "quantformer_joint")
         if name in DESIGNS:
             return self._networks(self._design(name))
         if name in NETWORKS:
@@ -212,9 +214,9 @@ class _Course:
         told = {part: fitted.predict(rows) for part, rows in self.scene.parts().items()}
         return Answers(probability=told["test"], validation=told["validation"], control=told.get("control"))
 
-    def _quantformer(self) -> Answers:
+    def _quantformer(self, *, joint: bool) -> Answers:
         sources = self.sources
-        model = finetune(
+        model = (finetune_joint if joint else finetune)(
             self.pretrained,
             vocabulary=self.data.vocabulary,
             real=sources.train,
@@ -236,7 +238,7 @@ class _Course:
             denied=chance(sources.test, denied=True),
             control=chance(sources.control) if len(sources.control) else None,
             by_lead={lead: chance(sources.test, lead=lead) for lead in LEADS if lead},
-            parameters=sum(p.numel() for p in model.forecaster.parameters() if p.requires_grad),
+            parameters=sum(p.numel() for p in set(model.forecaster.parameters()) if p.requires_grad),
         )
 
     def _design(self, name: str) -> NetworkSpec:
@@ -290,7 +292,7 @@ class _Course:
 
 
 def asked(
-    model: TrainedModel, source: IndexedSource, *, lead: int = 0, denied: bool = False
+    model: TrainedModel | JointModel, source: IndexedSource, *, lead: int = 0, denied: bool = False
 ) -> dict[str, NDArray[np.float32]]:
     """What a model says of every row of a source: ``logit``, ``response`` and ``spread``."""
     parts = [vars(model.predict(rows, denied=denied)) for rows in source.batches(lead=lead, size=_BATCH)]

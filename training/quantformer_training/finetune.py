@@ -117,25 +117,13 @@ def finetune(
         code_patch=pretrained.code_patch,
     )
     digest = forecaster.teacher.codebook.digest()
-    tokens = (_tokens(vocabulary, d=pretrained.config.d), _tokens(vocabulary, d=pretrained.config.d))
+    tokens = (tokens_of(vocabulary, d=pretrained.config.d), tokens_of(vocabulary, d=pretrained.config.d))
     start_shortcuts(forecaster, real, seed=config.activation.seed)
     machine = accelerator or Accelerator()
     # Only now: the regressions that training begins at are solved on the CPU.
     nn.ModuleList([forecaster, *tokens]).to(machine.device)
     # Every process validates on all rows: the mean over processes is the same.
     held = [validation.at_lead(lead, most=config.validation_rows).to(machine.device) for lead in VALIDATION_LEADS]
-
-    def forecast_loss(rows: Examples) -> Tensor:
-        answer = ask_response(forecaster, tokens[FORECAST], rows)
-        with torch.no_grad():
-            target = forecaster.teacher.codes(rows.trace, patch_frames=pretrained.config.patch_frames)
-        decoded = forecaster.decode(answer)
-        error = (decoded - rows.response) / forecaster.signal_scale
-        return (
-            code_loss(answer.code_logits, target)
-            + config.decoded_weight * error.square().mean()
-            + (config.shape_weight * shape_loss(decoded, rows.response))
-        )
 
     def validate(loss: Callable[[Examples], Tensor]) -> float:
         return float(np.mean([mean_loss(loss, rows) for rows in held]))
@@ -153,7 +141,9 @@ def finetune(
             "forecast",
             nn.ModuleList([forecaster.response, tokens[FORECAST]]),
             config.forecast,
-            forecast_loss,
+            lambda rows: response_loss(
+                forecaster, ask_response(forecaster, tokens[FORECAST], rows), rows, config=config
+            ),
             lambda rows: (
                 (forecaster.decode(ask_response(forecaster, tokens[FORECAST], rows)) - rows.response).square().mean()
             ),
@@ -167,7 +157,9 @@ def finetune(
                 config=loop,
                 losses=lambda epoch, loss=loss, loop=loop: (  # type: ignore[misc]
                     partial(loss, batch)
-                    for batch in _batches(real, pseudo, config=config, seed=loop.seed, epoch=epoch, machine=machine)
+                    for batch in epoch_batches(
+                        real, pseudo, config=config, seed=loop.seed, epoch=epoch, machine=machine
+                    )
                 ),
                 validate=lambda criterion=criterion: validate(criterion),  # type: ignore[misc]
                 report=report,
@@ -180,6 +172,19 @@ def finetune(
     if forecaster.teacher.codebook.digest() != digest:
         raise AssertionError("the frozen codebook changed during fine-tuning")
     return TrainedModel(forecaster=forecaster, tokens=tokens, vocabulary=vocabulary, results=(results[0], results[1]))
+
+
+def response_loss(forecaster: Forecaster, answer: ResponseAnswer, rows: Examples, *, config: FinetuneConfig) -> Tensor:
+    """Equation 4 against the teacher's codes, and what `FinetuneConfig` adds to it."""
+    with torch.no_grad():
+        target = forecaster.teacher.codes(rows.trace, patch_frames=forecaster.config.patch_frames)
+    decoded = forecaster.decode(answer)
+    error = (decoded - rows.response) / forecaster.signal_scale
+    return (
+        code_loss(answer.code_logits, target)
+        + config.decoded_weight * error.square().mean()
+        + config.shape_weight * shape_loss(decoded, rows.response)
+    )
 
 
 def mean_loss(loss: Callable[[Examples], Tensor], rows: Examples) -> float:
@@ -198,11 +203,14 @@ def ask_activation(model: Forecaster, tokens: TaskTokens, rows: Examples) -> Ten
 def ask_response(model: Forecaster, tokens: TaskTokens, rows: Examples) -> ResponseAnswer:
     """Codes and correction."""
     stimulus = tokens.stimulus(rows.features, rows.stimulus)
-    answer: ResponseAnswer = model.response(rows.baseline, tokens.neuron(rows.neuron), stimulus, rows.tuning, rows.level)
+    answer: ResponseAnswer = model.response(
+        rows.baseline, tokens.neuron(rows.neuron), stimulus, rows.tuning, rows.level
+    )
     return answer
 
 
-def _tokens(vocabulary: Vocabulary, *, d: int) -> TaskTokens:
+def tokens_of(vocabulary: Vocabulary, *, d: int) -> TaskTokens:
+    """Untrained vectors of one task."""
     return TaskTokens(
         neurons=len(vocabulary.neuron_ids),
         feature_width=vocabulary.recipe.width,
@@ -211,9 +219,10 @@ def _tokens(vocabulary: Vocabulary, *, d: int) -> TaskTokens:
     )
 
 
-def _batches(
+def epoch_batches(
     real: RowSource, pseudo: RowSource, *, config: FinetuneConfig, seed: int, epoch: int, machine: Accelerator
 ) -> Iterator[Examples]:
+    """The batches of one epoch, drawn anew from ``(seed, epoch)``: each process's share of them."""
     rng = np.random.default_rng((seed, epoch))
     # Where there are few real onsets, pseudo-onsets are few too; where there is no pseudo-onset, real ones fill the epoch.
     share = config.rows_per_epoch / (1.0 + (config.pseudo_per_real if len(pseudo) else 0.0))

@@ -123,7 +123,7 @@ def run_loop(
     network.to(machine.device)
     machine.same_everywhere(network)
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     state, random_state = _State(best_weights=copy.deepcopy(network.state_dict())), []
     if checkpoint is not None and checkpoint.exists():
         loaded = load_checkpoint(checkpoint, fingerprint=fingerprint)

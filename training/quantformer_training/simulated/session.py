@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,6 +130,19 @@ def session_from_spikes(
     return SimulatedSession(recording=recording, mouse=mouse, truth=truth)
 
 
+_SPIKES_ARRAYS = frozenset({"spikes", "cell_ids", "onset_frame", "length_frames", "rate_hz"})
+
+
+def is_spikes_file(path: Path) -> bool:
+    """Whether an ``.npz`` file holds what `allen_spikes_session` reads, by the names of its arrays."""
+    try:
+        with ZipFile(path) as archive:
+            names = {name.removesuffix(".npy") for name in archive.namelist()}
+    except (OSError, BadZipFile):
+        return False
+    return names >= _SPIKES_ARRAYS
+
+
 def allen_spikes_session(path: Path, *, seed: int = 0, indicator: IndicatorName = "GCaMP6f") -> Recording:
     """The semi-synthetic session of `allen_511510667_session_a.npz`: 242 neurons, 628 real onsets in three sub-sessions.
 
@@ -139,7 +153,7 @@ def allen_spikes_session(path: Path, *, seed: int = 0, indicator: IndicatorName 
         RecordingError: the file lacks an array, or its arrays contradict each other.
     """
     with np.load(path, allow_pickle=False) as arrays:
-        missing = {"spikes", "cell_ids", "onset_frame", "length_frames", "rate_hz"} - set(arrays.files)
+        missing = _SPIKES_ARRAYS - set(arrays.files)
         if missing:
             raise RecordingError(
                 f"{path.name}: no array {', '.join(sorted(missing))}; is it a spikes file of session A?"

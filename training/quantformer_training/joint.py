@@ -1,0 +1,131 @@
+"""Both tasks with one encoder and one pass: [CLS][NEURON][STIM], the baseline's patches and a [MASK] a response patch.
+
+Half the arithmetic of two encoders at serving time. What it costs in skill: docs/results.md.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from quantformer.forecaster import Forecaster, ResponseAnswer
+from quantformer.losses import activation_loss
+from quantformer.patches import from_patches, to_patches
+from quantformer.tokens import TaskTokens
+from quantformer_training.accelerator import Accelerator
+from quantformer_training.examples import Examples, Vocabulary
+from quantformer_training.finetune import (
+    VALIDATION_LEADS,
+    FinetuneConfig,
+    Prediction,
+    epoch_batches,
+    mean_loss,
+    response_loss,
+    tokens_of,
+    without_stimulus,
+)
+from quantformer_training.loop import Report, run_loop
+from quantformer_training.pretrain import Pretrained
+from quantformer_training.sources import RowSource
+from quantformer_training.warm_start import start_shortcuts
+
+
+class JointModel(nn.Module):
+    """The heads, shortcuts and tokens of both task networks around the activation network's encoder."""
+
+    def __init__(self, forecaster: Forecaster, tokens: TaskTokens) -> None:
+        super().__init__()
+        self.forecaster, self.tokens = forecaster, tokens
+        forecaster.response.encoder = forecaster.activation.encoder
+        forecaster.response.known = forecaster.activation.known
+
+    def forward(self, rows: Examples) -> tuple[Tensor, ResponseAnswer]:
+        """Activation logits ``[B]``, and codes and correction."""
+        activation, response, config = self.forecaster.activation, self.forecaster.response, self.forecaster.config
+        encoder = activation.encoder
+        neuron = self.tokens.neuron(rows.neuron)
+        known = activation.known(torch.cat([rows.tuning, rows.level], dim=1))
+        stimulus = self.tokens.stimulus(rows.features, rows.stimulus) + known
+        told = torch.stack([activation.cls_token.expand_as(neuron), neuron, stimulus], dim=1)
+        patches = encoder.embedding(to_patches(rows.baseline, patch_frames=config.patch_frames))
+        bins = rows.tuning[:, 1:].reshape(len(rows), config.response_patches, -1)
+        masks = encoder.mask_token + encoder.embedding.position[config.baseline_patches :] + response.bin_tuning(bins)
+        encoded = encoder.transformer(torch.cat([told, patches, masks], dim=1))
+        logit = activation.head(encoded[:, 0]) + activation.shortcut(rows.baseline, rows.tuning, rows.level)
+        refined = from_patches(response.refine(encoded[:, told.shape[1] + config.baseline_patches :]))
+        answer = ResponseAnswer(
+            code_logits=response.head(encoded[:, told.shape[1] :]),
+            correction=refined + response.shortcut(rows.baseline, rows.tuning, rows.level),
+        )
+        return logit[:, 0], answer
+
+    @torch.no_grad()
+    def predict(self, rows: Examples, *, denied: bool = False) -> Prediction:
+        """As `TrainedModel.predict`."""
+        self.eval()
+        logit, answer = self(without_stimulus(rows) if denied else rows)
+        model = self.forecaster
+        return Prediction(
+            logit=logit.numpy(), response=model.decode(answer).numpy(), spread=model.spread(answer).numpy()
+        )
+
+
+def finetune_joint(
+    pretrained: Pretrained,
+    *,
+    vocabulary: Vocabulary,
+    real: RowSource,
+    pseudo: RowSource,
+    validation: RowSource,
+    config: FinetuneConfig,
+    report: Report,
+) -> JointModel:
+    """Train both tasks together on the sum of their losses, as long and as fast as the forecast; the epoch is chosen by the
+    sum of both validation losses, each over its value before training.
+    """
+    torch.manual_seed(config.forecast.seed)
+    forecaster = Forecaster(
+        pretrained.config,
+        teacher=pretrained.autoencoder,
+        signal_scale=pretrained.signal_scale,
+        code_patch=pretrained.code_patch,
+    )
+    start_shortcuts(forecaster, real, seed=config.forecast.seed)
+    model = JointModel(forecaster, tokens_of(vocabulary, d=pretrained.config.d))
+    held = [validation.at_lead(lead, most=config.validation_rows) for lead in VALIDATION_LEADS]
+    machine = Accelerator()
+
+    def loss(rows: Examples) -> Tensor:
+        logit, answer = model(rows)
+        return activation_loss(logit, rows.active) + response_loss(forecaster, answer, rows, config=config)
+
+    def errors() -> tuple[float, float]:
+        active = float(
+            np.mean([mean_loss(lambda rows: activation_loss(model(rows)[0], rows.active), one) for one in held])
+        )
+        trace = [
+            mean_loss(lambda rows: (forecaster.decode(model(rows)[1]) - rows.response).square().mean(), one)
+            for one in held
+        ]
+        return active, float(np.mean(trace))
+
+    model.eval()
+    with torch.no_grad():
+        before = errors()
+    run_loop(
+        stage="both tasks",
+        network=nn.ModuleList([forecaster.activation, forecaster.response, model.tokens]),
+        config=config.forecast,
+        losses=lambda epoch: (
+            partial(loss, batch)
+            for batch in epoch_batches(
+                real, pseudo, config=config, seed=config.forecast.seed, epoch=epoch, machine=machine
+            )
+        ),
+        validate=lambda: sum(now / first for now, first in zip(errors(), before, strict=True)),
+        report=report,
+    )
+    return model.eval()
