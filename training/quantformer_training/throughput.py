@@ -49,10 +49,9 @@ _VALIDATION_ROWS = 32
 class Throughput:
     """Neuron-trials a second: medians over epochs.
 
-    ``steps`` counts forward, backward and optimiser, ``whole`` also the drawing of the epoch's rows and its validation of 32
-    rows; ``ceiling`` is that of the products alone. ``share`` is the median over epochs of ``steps / ceiling`` by the clock,
-    ``cpu_share`` the same by seconds of CPU time, which a busy machine disturbs less; None on a GPU. ``drawn`` is rows
-    drawn a second.
+    ``steps`` counts forward, backward and optimiser, ``whole`` also the drawing of the epoch's rows; ``ceiling`` is that of
+    the products alone. ``share`` is the median over epochs of ``steps / ceiling`` by the clock, ``cpu_share`` the same by
+    seconds of CPU time, which a busy machine disturbs less; None on a GPU. ``drawn`` is rows drawn a second.
     """
 
     task: str
@@ -136,13 +135,14 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _Watched(Accelerator):
-    """Another accelerator of one process, which also notes when an epoch's steps begin, and the first step's products."""
+    """Another accelerator of one process, which also notes when an epoch's steps begin and end, and a stage's first products."""
 
     def __init__(self, inner: Accelerator) -> None:
         super().__init__()
         self.device = inner.device
         self.products = Products()
         self.first_step: _Clocks | None = None
+        self.last_step: _Clocks | None = None
         self._inner, self._listens = inner, False
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -150,7 +150,7 @@ class _Watched(Accelerator):
 
     def begin(self, seed: int) -> None:
         super().begin(seed)
-        self.first_step = None
+        self.first_step = self.last_step = None
         # Runs here have seed 0, so that an epoch's seed is its number: a new stage begins.
         if seed == 0:
             self.products = Products()
@@ -162,6 +162,12 @@ class _Watched(Accelerator):
             self.products.__enter__()  # type: ignore[no-untyped-call]
             self._listens = True
         return super().share(rows)
+
+    def mean(self, value: float) -> float:
+        # The loop asks for the mean loss when the last step is done, then for that of validation.
+        if self.last_step is None:
+            self.last_step = _Clocks.read(self.device)
+        return super().mean(value)
 
     def average_gradients(self, parameters: Sequence[Tensor]) -> None:
         if self._listens:
@@ -178,8 +184,9 @@ class _Stopwatch:
         self._began = _Clocks.read(machine.device)
 
     def __call__(self, progress: Progress) -> None:
-        device, ended, first = self.machine.device, _Clocks.read(self.machine.device), self.machine.first_step
+        device, first, last = self.machine.device, self.machine.first_step, self.machine.last_step
         assert first is not None
+        assert last is not None
         products = self.machine.products.alone(device)
         times = 1 if progress.epoch == 0 else max(1, progress.rows // self.batch)
         before = _Clocks.read(device)
@@ -192,7 +199,7 @@ class _Stopwatch:
             scale = progress.rows / (times * self.batch)
             self.epochs.setdefault(progress.stage, []).append(
                 _Epoch(
-                    rows=progress.rows, drawing=first - self._began, steps=ended - first,
+                    rows=progress.rows, drawing=first - self._began, steps=last - first,
                     ceiling=_Clocks(clock=alone.clock * scale, cpu=alone.cpu * scale),
                 )
             )  # fmt: skip
