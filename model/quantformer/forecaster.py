@@ -32,8 +32,8 @@ SHORTCUT_GAIN: Final = 10.0
 class Shortcut(nn.Module):
     """A linear map around the transformer, from a summary of the baseline, the level and the tuning to ``width`` outputs.
 
-    The summary is what the best simple baselines use: eight bins, standard deviation and last five frames. Starts at
-    zero, so the network begins as the paper's.
+    The summary is what the best simple baselines use: eight bins, standard deviation and last five frames. Made at
+    zero, as the paper's network; training begins at a regression.
     """
 
     def __init__(self, width: int) -> None:
