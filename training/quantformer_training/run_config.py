@@ -65,7 +65,8 @@ class Machine:
         """
         if self != Machine(threads=self.threads):
             raise UsageError(
-                f"{verb} trains in one CPU process in float32; of [machine] only threads is for it, the rest for pretrain and finetune"
+                f"{verb} trains in one CPU process in float32; of [machine] only threads is for it, the rest for pretrain and "
+                "finetune"
             )
 
     def accelerator(self) -> Accelerator:

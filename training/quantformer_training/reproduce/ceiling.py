@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from quantformer.errors import DataError
+from quantformer_training.bootstrap import UNDEFINED_LIMIT, Verdict
 from quantformer_training.contest import Entry, contest
 from quantformer_training.effort import Effort
 from quantformer_training.pretrain_cohort import pretrain_cohort
@@ -27,6 +29,9 @@ RESAMPLES = 2000
 class Share:
     """``loss`` of a model on test rows, and its ``share`` of the way to the ceiling's, with a 95 % interval over trials;
     ``lead`` is its share less the first's (of the first: less the second's), with the interval of that difference.
+
+    There is no share (NaN) where the ceiling's loss is not below the start's, and no interval where that happens in more
+    than a twentieth of the resamples.
     """
 
     model: str
@@ -35,6 +40,14 @@ class Share:
     low: float
     high: float
     lead: tuple[float, float, float]
+
+    @property
+    def verdict(self) -> Verdict:
+        """Where it stands against the first (the first: against the second)."""
+        _, low, high = self.lead
+        if not (low > 0.0 or high < 0.0):
+            return "not distinguishable"
+        return "ahead" if low > 0.0 else "behind"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +76,10 @@ def ceiling_study(
     particles: int = 256,
 ) -> CeilingStudy:
     """One simulated mouse under drifting gratings, two thirds of which train; every model, and the particle filter that reads
-    each neuron's own fluorescence and knows the simulator's parameters. Minutes, most of them the filter's.
+    each neuron's own fluorescence and knows the simulator's parameters. Minutes.
+
+    Raises:
+        DataError: a model that is the start of a share gave nothing.
     """
     session = short_session(MouseConfig(neurons=neurons, seed=seed), presentations=presentations)
     stored = write_session(session.recording, Path(directory) / "session")
@@ -95,9 +111,13 @@ def ceiling_study(
         },
     }
     tops = {"activation": -np.log(np.where(test.active, told, 1.0 - told)), "forecast": expected}
+    failures = {one.model: one.failure for one in entries if one.failure}
+    for task, start in (("activation", RATE), ("forecast", MEAN_RESPONSE)):
+        if start not in losses[task]:
+            raise DataError(f"{start}, from which the way to the ceiling starts, is missing: {failures.get(start, 'not asked for')}")
     starts = {"activation": losses["activation"][RATE], "forecast": losses["forecast"][MEAN_RESPONSE]}
     shares = {
-        task: _shares(losses[task], start=starts[task], top=tops[task], trial=test.trial, seed=seed) for task in losses
+        task: shares_of(losses[task], start=starts[task], top=tops[task], trial=test.trial, seed=seed) for task in losses
     }
     return CeilingStudy(
         trials=len(best.rows),
@@ -106,7 +126,7 @@ def ceiling_study(
         forecast=shares["forecast"],
         start={task: float(loss.mean()) for task, loss in starts.items()},
         ceiling={task: float(loss.mean()) for task, loss in tops.items()},
-        failures={one.model: one.failure for one in entries if one.failure},
+        failures=failures,
     )
 
 
@@ -115,38 +135,49 @@ def _log_loss(entry: Entry, active: NDArray[np.bool_]) -> Floats:
     return -np.log(np.where(active, probability, 1.0 - probability))
 
 
-def _shares(
+def shares_of(
     losses: Mapping[str, Floats], *, start: Floats, top: Floats, trial: NDArray[np.integer], seed: int
 ) -> tuple[Share, ...]:
-    """Shares with intervals from resampled trials; each is also compared with the first, which is compared with the second."""
+    """Shares with intervals from resampled trials; each is also compared with the first, which is compared with the second.
+
+    Losses are of rows, as ``trial`` is; ``start`` and ``top`` those at a share of 0 and 1. The best comes first.
+    """
     blocks, which = np.unique(trial, return_inverse=True)
     names = list(losses)
     # Sums a trial: rows are many, trials few.
     sums = np.stack([np.bincount(which, loss, len(blocks)) for loss in (start, top, *losses.values())])
     drawn = np.random.default_rng(seed).integers(0, len(blocks), (RESAMPLES, len(blocks)))
-    resampled = sums[:, drawn].sum(-1)
-    whole = sums.sum(1)
-
-    def way(values: Floats) -> Floats:
-        gone: Floats = (values[0] - values[2:]) / (values[0] - values[1])
-        return gone
-
-    share, shares = way(whole), way(resampled)
-    order = np.argsort(-share)
+    whole, resampled = sums.sum(1), sums[:, drawn].sum(-1)
+    share, shares = _way(whole), _way(resampled)
+    # By loss, which orders shares too, and does where there are none.
+    order = np.argsort(whole[2:], kind="stable")
     found = []
     for position in order:
-        rival = order[1] if position == order[0] else order[0]
-        gap = shares[position] - shares[rival]
-        low, high = np.percentile(shares[position], [2.5, 97.5])
-        least, most = np.percentile(gap, [2.5, 97.5])
+        rival = order[min(1, len(order) - 1)] if position == order[0] else order[0]
         found.append(
             Share(
                 model=names[position],
                 loss=float(losses[names[position]].mean()),
                 share=float(share[position]),
-                low=float(low),
-                high=float(high),
-                lead=(float(share[position] - share[rival]), float(least), float(most)),
+                low=_percentile(shares[position], 2.5),
+                high=_percentile(shares[position], 97.5),
+                lead=(
+                    float(share[position] - share[rival]),
+                    _percentile(shares[position] - shares[rival], 2.5),
+                    _percentile(shares[position] - shares[rival], 97.5),
+                ),
             )
         )
     return tuple(found)
+
+
+def _way(sums: Floats) -> Floats:
+    """Shares of the models, whose losses follow those of start and top; NaN where there is no way to go."""
+    length = np.where(sums[0] > sums[1], sums[0] - sums[1], np.nan)
+    share: Floats = (sums[0] - sums[2:]) / length
+    return share
+
+
+def _percentile(values: Floats, percent: float) -> float:
+    undefined = np.isnan(values)
+    return float("nan") if undefined.mean() > UNDEFINED_LIMIT else float(np.percentile(values[~undefined], percent))
