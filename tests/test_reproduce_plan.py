@@ -6,7 +6,7 @@ import pytest
 from small_recording import GRATING
 
 from quantformer.errors import UsageError
-from quantformer_training.contest import MODELS
+from quantformer_training.contest import LEADS, MODELS
 from quantformer_training.effort import EFFORTS
 from quantformer_training.reproduce.names import TABLES, asked_tables
 from quantformer_training.reproduce.plan import (
@@ -20,6 +20,7 @@ from quantformer_training.reproduce.plan import (
     pretrainings,
     search_variants,
 )
+from quantformer_training.run_data import MostTrials
 
 EFFORT, EXTENT = EFFORTS["small"], EXTENTS["small"]
 SHOWN = {"a": (GRATING, "natural_scenes"), "b": (GRATING,), "c": ("natural_scenes", GRATING)}
@@ -98,6 +99,29 @@ def test_the_search_varies_one_size_and_shares_the_default() -> None:
     assert len({one.variant for one in paper}) == 7 + 3
 
 
+def test_every_preset_has_an_extent_and_one_for_recordings_is_small_networks_on_everything() -> None:
+    assert set(EXTENTS) == set(EFFORTS) == {"small", "recording", "paper"}
+    small, recording = EFFORTS["small"], EFFORTS["recording"]
+    assert recording.model == small.model
+    assert recording.most == MostTrials()
+    assert recording.budget.epochs > small.budget.epochs
+    # The small search, with nothing left out of it.
+    whole = EXTENTS["recording"]
+    assert (whole.codes, whole.widths) == (EXTENT.codes, EXTENT.widths)
+    assert (whole.search_mice, whole.subject_categories, whole.stimulus_mice) == (None, None, None)
+    search = [one for one in planned("tableA3", preset="recording") if one.group == "search"]
+    assert {one.mouse for one in search} == set(SHOWN)
+    assert {one.variant for one in search} == {"k=4", "k=16", "k=128", "d=32", "d=128"}
+    left_out = [one for one in planned("table4", preset="recording") if one.group == "left_out"]
+    assert sum(one.variant == "subjects" for one in left_out) == 5
+    assert sum(one.variant == "stimuli" for one in left_out) == 5
+    assert all(one.effort == recording for one in left_out)
+
+
+def test_skill_is_told_at_no_lead_and_at_a_sixth_and_a_third_of_a_second() -> None:
+    assert LEADS == (0, 5, 10)
+
+
 def test_jobs_keep_classical_models_together_and_ablations_apart() -> None:
     models = [*MODELS]
     jobs = in_jobs(models, extent=EXTENT)
@@ -108,3 +132,12 @@ def test_jobs_keep_classical_models_together_and_ablations_apart() -> None:
         assert set(job) <= CLASSICAL or len(job) <= EXTENT.networks_a_job
     assert sum(set(job) <= CLASSICAL for job in jobs) == 1
     assert in_jobs([], extent=EXTENT) == []
+
+
+def test_the_small_preset_spares_the_costly_networks_outside_the_ablated_category() -> None:
+    shown = {"m": ("static_gratings", "drifting_gratings")}
+    small = plan(["table1"], shown=shown, effort=EFFORTS["small"], extent=EXTENTS["small"])
+    whole = plan(["table1"], shown=shown, effort=EFFORTS["paper"], extent=EXTENTS["paper"])
+    models = {one.category: set(one.models) for one in small}
+    assert models["drifting_gratings"] - models["static_gratings"] == {"autoformer", "informer"}
+    assert {frozenset(one.models) for one in whole} == {frozenset(models["drifting_gratings"])}

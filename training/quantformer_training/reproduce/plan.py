@@ -18,6 +18,8 @@ POOLED = "pooled"
 MODELS_GROUP, LEFT_OUT_GROUP, SEARCH_GROUP, POOLED_GROUP = "models", "left_out", "search", "pooled"
 SUBJECTS, STIMULI = "subjects", "stimuli"
 
+#: They attend over single frames, ten times the arithmetic of the others.
+COSTLY = frozenset({"autoformer", "informer"})
 QUANTFORMER, PAPERS_OWN = "quantformer", "quantformer_paper"
 CLASSICAL = frozenset({*ACTIVATION_BASELINES, *FORECAST_BASELINES})
 
@@ -28,7 +30,7 @@ class Extent:
 
     ``codes`` (K) and ``widths`` (d) are searched on ``search_mice`` mice, each with the other at its default. With a mouse
     left out the others' model is tested on ``subject_categories`` of its categories; with a category left out, on
-    ``stimulus_mice`` mice. A job trains ``networks_a_job`` networks on one reading of the data.
+    ``stimulus_mice`` mice. `COSTLY` networks are run on every category or on the ablations' alone. A job trains ``networks_a_job`` networks on one reading of the data.
     """
 
     codes: tuple[int, ...]
@@ -36,6 +38,7 @@ class Extent:
     search_mice: int | None
     subject_categories: int | None
     stimulus_mice: int | None
+    costly_everywhere: bool
     networks_a_job: int
 
 
@@ -48,6 +51,7 @@ EXTENTS: Mapping[str, Extent] = MappingProxyType(
             search_mice=1,
             subject_categories=1,
             stimulus_mice=1,
+            costly_everywhere=False,
             networks_a_job=4,
         ),
         "recording": Extent(
@@ -56,6 +60,7 @@ EXTENTS: Mapping[str, Extent] = MappingProxyType(
             search_mice=None,
             subject_categories=None,
             stimulus_mice=None,
+            costly_everywhere=True,
             networks_a_job=4,
         ),
         "paper": Extent(
@@ -64,6 +69,7 @@ EXTENTS: Mapping[str, Extent] = MappingProxyType(
             search_mice=None,
             subject_categories=None,
             stimulus_mice=None,
+            costly_everywhere=True,
             networks_a_job=1,
         ),
     }
@@ -158,8 +164,9 @@ def plan(
     others: list[PlannedContest] = []
     for table in tables:
         if table in ("ours", "table1", "table2", "tableA4"):
-            for place in places:
-                want(*place, models_of(table))
+            for mouse, category in places:
+                spared = () if extent.costly_everywhere or category == ablated_category(shown[mouse]) else COSTLY
+                want(mouse, category, [name for name in models_of(table) if name not in spared])
         elif table == "table3":
             for mouse, categories in shown.items():
                 if categories:
