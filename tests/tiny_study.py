@@ -35,7 +35,13 @@ TINY = replace(
 )  # fmt: skip
 
 EXTENT = Extent(
-    codes=(4, 8), widths=(16, 32), search_mice=1, subject_categories=1, stimulus_mice=1, networks_a_job=4
+    codes=(4, 8),
+    widths=(16, 32),
+    search_mice=1,
+    subject_categories=1,
+    stimulus_mice=1,
+    costly_everywhere=True,
+    networks_a_job=4,
 )
 
 #: A category of which there are too few presentations to be split.
@@ -57,5 +63,3 @@ def tiny_cohort(directory: Path, *, mice: int = 2, scarce: bool = False) -> Coho
         names.append(directory / f"session-{number}")
         write_session(replace(recording, provenance=provenance), names[-1])
     return stored_cohort(names)
-
-
