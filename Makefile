@@ -1,8 +1,9 @@
 # Five verbs. Everything they make lives in .venv, dist, reports, runs and tool caches.
 #
 #   make demo    install into .venv and run the whole way once, from a simulated mouse to a trigger
-#   make test    install the test extra too, run every check and every test
+#   make test    install the test extra too, run every check and every test but the slow ones
 #   make check   ruff, mypy and import-linter only
+#   make test-slow   the tests of more than ten seconds each: the demo, real verbs, several processes, Ray
 #   make test-soak   stream 241 neurons at 30 Hz through the whole service; SOAK_SECONDS=60 is shorter than 5 minutes
 #   make test-allen   read Allen files with allensdk and with our reader, and compare; ALLEN_DATA=DIR
 #   make bench   measure what docs/benchmarks.md reports of the installation and of training; some minutes
@@ -16,13 +17,16 @@ PY = .venv/bin/python
 # Also holds for the isolated environment in which pip builds the package itself.
 INSTALL = PIP_CONSTRAINT=constraints.txt $(PY) -m pip install --quiet
 
-.PHONY: demo test test-soak test-allen check bench clean
+.PHONY: demo test test-slow test-soak test-allen check bench clean
 
 demo: .venv/run.stamp
 	.venv/bin/quantformer demo
 
 test: check
 	$(PY) -m pytest
+
+test-slow: .venv/dev.stamp
+	$(PY) -m pytest -m "slow and not soak"
 
 test-soak: .venv/dev.stamp
 	$(PY) -m pytest tests/test_soak.py -m soak

@@ -9,13 +9,26 @@ import pytest
 
 from quantformer.errors import DataError
 from quantformer.recording import StimulusTable
-from quantformer_training.simulated import Ceilings, MouseConfig, ceilings, session_from_spikes, short_session
+from quantformer.signal import SignalRecipe, baseline_f0
+from quantformer_training.simulated import (
+    Ceilings,
+    MouseConfig,
+    SimulatedSession,
+    ceilings,
+    session_from_spikes,
+    short_session,
+)
+
+
+@lru_cache(maxsize=2)
+def session_of(information: float) -> SimulatedSession:
+    config = MouseConfig(neurons=8, seed=1, active_fraction=0.12, baseline_information=information)
+    return short_session(config, presentations=26)
 
 
 @lru_cache(maxsize=2)
 def scored(information: float) -> Ceilings:
-    config = MouseConfig(neurons=8, seed=1, active_fraction=0.12, baseline_information=information)
-    return ceilings(short_session(config, presentations=26), particles=128)
+    return ceilings(session_of(information), particles=128)
 
 
 def test_more_knowledge_forecasts_better() -> None:
@@ -40,6 +53,24 @@ def test_probabilities_mean_what_they_say() -> None:
         sure = expected > 0.5
         if sure.sum() >= 20:
             assert found.active[sure].mean() > 0.4
+
+
+def test_the_expected_response_is_better_than_the_neurons_mean_and_than_nothing() -> None:
+    session, found, recipe = session_of(1.0), scored(1.0), SignalRecipe()
+    assert session.truth.timeline is not None
+    trace = session.recording.corrected()
+    responses = []
+    for frame in session.truth.timeline.onset_frame[found.rows]:
+        f0 = baseline_f0(trace[frame - recipe.baseline_frames : frame], recipe=recipe)
+        responses.append((trace[frame : frame + recipe.response_frames] / f0 - 1.0).T)
+    response = np.stack(responses)
+    assert found.own_response.shape == response.shape == (len(found.rows), 8, 64)
+    own = np.square(found.own_response - response).mean()
+    # The mean of these very trials, which nobody has before they are over.
+    assert own < 0.95 * np.square(response - response.mean(axis=0)).mean()
+    assert own < 0.95 * np.square(response).mean()
+    # Told for the trial: that of another trial is worse.
+    assert own < 0.95 * np.square(np.roll(found.own_response, 1, axis=0) - response).mean()
 
 
 def test_at_zero_even_the_latent_state_tells_nothing() -> None:

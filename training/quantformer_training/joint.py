@@ -27,10 +27,12 @@ from quantformer_training.finetune import (
     tokens_of,
     without_stimulus,
 )
-from quantformer_training.loop import Report, run_loop
+from quantformer_training.loop import Report, in_batches, run_loop
 from quantformer_training.pretrain import Pretrained
 from quantformer_training.sources import RowSource
 from quantformer_training.warm_start import start_shortcuts
+
+_ASKED_ROWS = 2048
 
 
 class JointModel(nn.Module):
@@ -66,10 +68,17 @@ class JointModel(nn.Module):
     def predict(self, rows: Examples, *, denied: bool = False) -> Prediction:
         """As `TrainedModel.predict`."""
         self.eval()
-        logit, answer = self(without_stimulus(rows) if denied else rows)
-        model = self.forecaster
+        asked, model = without_stimulus(rows) if denied else rows, self.forecaster
+        none = np.zeros(0, np.float32)
+        logits, responses, spreads = [none], [np.zeros((0, model.config.response_frames), np.float32)], [none]
+        # Many rows in one pass would take gigabytes.
+        for piece in in_batches(torch.arange(len(rows)), _ASKED_ROWS):
+            logit, answer = self(asked.select(piece))
+            logits.append(logit.numpy())
+            responses.append(model.decode(answer).numpy())
+            spreads.append(model.spread(answer).numpy())
         return Prediction(
-            logit=logit.numpy(), response=model.decode(answer).numpy(), spread=model.spread(answer).numpy()
+            logit=np.concatenate(logits), response=np.concatenate(responses), spread=np.concatenate(spreads)
         )
 
 

@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from quantformer_training.cohort import recorded_cohort, simulated_cohort
     from quantformer_training.effort import EFFORTS
     from quantformer_training.jobs import cores
+    from quantformer_training.reproduce.ceiling_plan import CEILING_PLANS
     from quantformer_training.reproduce.execute import Execution
     from quantformer_training.reproduce.plan import EXTENTS
     from quantformer_training.reproduce.reproduction import reproduce
@@ -92,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
             effort=effort,
             command=_command(args),
             facts=facts,
+            ceiling=CEILING_PLANS[args.preset] if simulated else None,
             report=progress.report,
         )
     print(

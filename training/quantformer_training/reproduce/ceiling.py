@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,8 @@ from quantformer_training.store import write_session
 
 Floats = NDArray[np.float64]
 
-#: Where a share is 0: what is known without the baseline.
-RATE, MEAN_RESPONSE = "neuron_stimulus_rate", "neuron_stimulus_mean"
+#: Where a share is 0: what is known without the baseline, by task.
+STARTS = MappingProxyType({"activation": "neuron_stimulus_rate", "forecast": "neuron_stimulus_mean"})
 RESAMPLES = 2000
 
 
@@ -112,10 +113,11 @@ def ceiling_study(
     }
     tops = {"activation": -np.log(np.where(test.active, told, 1.0 - told)), "forecast": expected}
     failures = {one.model: one.failure for one in entries if one.failure}
-    for task, start in (("activation", RATE), ("forecast", MEAN_RESPONSE)):
-        if start not in losses[task]:
-            raise DataError(f"{start}, from which the way to the ceiling starts, is missing: {failures.get(start, 'not asked for')}")
-    starts = {"activation": losses["activation"][RATE], "forecast": losses["forecast"][MEAN_RESPONSE]}
+    for task, model in STARTS.items():
+        if model not in losses[task]:
+            reason = failures.get(model, "it was not asked for")
+            raise DataError(f"{model}, from which shares of the {task} are counted, gave nothing: {reason}")
+    starts = {task: losses[task][model] for task, model in STARTS.items()}
     shares = {
         task: shares_of(losses[task], start=starts[task], top=tops[task], trial=test.trial, seed=seed) for task in losses
     }

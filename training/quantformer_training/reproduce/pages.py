@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from quantformer.errors import UnavailableError
@@ -44,7 +44,7 @@ _CHAPTERS = {
 class Reproduction:
     """Everything that was made: ``tables`` by the name asked for, ``left_out`` recordings with their reason; ``facts``
     are how it was made (command, data, seeds, preset), in words; ``within`` are differences on single recordings,
-    ``more`` plain tables to follow ours.
+    ``more`` plain tables to follow ours, ``more_failures`` what is missing of them, with the reason.
     """
 
     origin: str
@@ -56,6 +56,7 @@ class Reproduction:
     left_out: Mapping[str, str]
     within: Sequence[Within]
     more: Sequence[Table] = ()
+    more_failures: Mapping[str, str] = field(default_factory=dict)
     gallery: Gallery | None = None
     gallery_failure: str = ""
 
@@ -192,6 +193,7 @@ def _left_out(made: Reproduction) -> dict[str, str]:
         for run in (*made.pretraining, *made.runs)
         if run.failure and (run.key.mouse, run.key.category) not in lost
     }
+    found |= made.more_failures
     if made.gallery is not None:
         found |= {f"figure {name}": reason for name, reason in made.gallery.left_out.items()}
     if made.gallery_failure:

@@ -9,12 +9,17 @@ from pathlib import Path
 from quantformer.errors import DataError
 from quantformer_training.cohort import Cohort
 from quantformer_training.effort import Effort
+from quantformer_training.jobs import Job
+from quantformer_training.report import Table
+from quantformer_training.reproduce.ceiling import CeilingStudy
+from quantformer_training.reproduce.ceiling_plan import CEILING, CeilingPlan, folder, kept, make
+from quantformer_training.reproduce.ceiling_tables import ceiling_tables
 from quantformer_training.reproduce.execute import Execution, categories_shown
 from quantformer_training.reproduce.pages import Reproduction, write_pages
 from quantformer_training.reproduce.plan import Pretraining, plan
 from quantformer_training.reproduce.tables import tables_of
 from quantformer_training.reproduce.within import within_recordings
-from quantformer_training.reproduce.work import FIGURES, Step
+from quantformer_training.reproduce.work import FIGURES, Executed, Step
 from quantformer_training.significance import MINIMUM_MICE
 from quantformer_training.store import StoredSession
 
@@ -38,11 +43,13 @@ def reproduce(
     effort: Effort,
     command: str,
     facts: Sequence[tuple[str, str]] = (),
+    ceiling: CeilingPlan | None = None,
     report: Callable[[Step], None],
 ) -> Reproduced:
     """Make the runs that ``tables`` (of `names.TABLES`) need and are not there yet, and write everything to ``execution.out``.
 
-    ``command`` is how to do it again, ``facts`` what else the pages tell of how it was made.
+    ``command`` is how to do it again, ``facts`` what else the pages tell of how it was made; ``ceiling`` is the study that
+    follows our table, where there is to be one.
 
     Raises:
         DataError: the cohort has no stimuli, or is of several origins.
@@ -53,8 +60,12 @@ def reproduce(
     if not any(shown.values()):
         raise DataError(f"none of the {len(cohort.sessions)} recordings has a stimulus category; a table needs one")
     contests = plan(tables, shown=shown, effort=effort, extent=execution.extent)
+    wanted = None if ceiling is None or "ours" not in tables else _Ceiling.of(ceiling, execution=execution, effort=effort)
     executed = execution.run(
-        contests, figures_from=Pretraining(effort=effort) if FIGURES in tables else None, report=report
+        contests,
+        figures_from=Pretraining(effort=effort) if FIGURES in tables else None,
+        others=wanted.jobs if wanted else (),
+        report=report,
     )
     made = Reproduction(
         origin=f"{origin} ({len(cohort.mice)} {'mouse' if len(cohort.mice) == 1 else 'mice'}, {len(cohort.sessions)} recordings)",
@@ -67,6 +78,8 @@ def reproduce(
         within=within_recordings(executed.runs, execution.store)
         if "ours" in tables and len(cohort.mice) < MINIMUM_MICE
         else [],
+        more=wanted.tables(executed) if wanted else [],
+        more_failures=wanted.failures(executed) if wanted else {},
         gallery=executed.gallery,
         gallery_failure=executed.gallery_failure,
     )
@@ -77,6 +90,44 @@ def reproduce(
         made=executed.made,
         failed=sum(bool(run.failure) for run in executed.runs),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ceiling:
+    """The ceiling study of a reproduction: what an earlier call kept, or the job that makes it."""
+
+    plan: CeilingPlan
+    before: CeilingStudy | None
+    jobs: tuple[Job, ...]
+
+    @classmethod
+    def of(cls, plan: CeilingPlan, *, execution: Execution, effort: Effort) -> _Ceiling:
+        mark = plan.mark(effort=effort, seed=execution.seed, versions=execution.versions)
+        directory = execution.out / folder(mark)
+        arguments = {
+            "plan": plan, "effort": effort, "seed": execution.seed, "directory": str(directory), "mark": mark
+        }  # fmt: skip
+        before = kept(directory, mark=mark)
+        return cls(
+            plan=plan, before=before, jobs=() if before else (Job(name=CEILING, function=make, arguments=arguments),)
+        )
+
+    def tables(self, executed: Executed) -> list[Table]:
+        study = self._study(executed)
+        return [] if study is None else ceiling_tables(study, plan=self.plan)
+
+    def failures(self, executed: Executed) -> dict[str, str]:
+        """Why there is no study, or which of its models are missing."""
+        study = self._study(executed)
+        if study is None:
+            return {CEILING: executed.others[CEILING].failure}
+        return {f"{CEILING}, {model}": reason for model, reason in study.failures.items()}
+
+    def _study(self, executed: Executed) -> CeilingStudy | None:
+        if self.before is not None:
+            return self.before
+        found: CeilingStudy | None = executed.others[CEILING].value
+        return found
 
 
 def _only_pretrained_on(cohort: Cohort) -> dict[str, str]:
