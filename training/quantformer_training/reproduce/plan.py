@@ -30,7 +30,8 @@ class Extent:
 
     ``codes`` (K) and ``widths`` (d) are searched on ``search_mice`` mice, each with the other at its default. With a mouse
     left out the others' model is tested on ``subject_categories`` of its categories; with a category left out, on
-    ``stimulus_mice`` mice. `COSTLY` networks are run on every category or on the ablations' alone. A job trains ``networks_a_job`` networks on one reading of the data.
+    ``stimulus_mice`` mice. `COSTLY` networks are run on every category or on the ablations' alone. A job trains
+    ``networks_a_job`` networks on one reading of the data.
     """
 
     codes: tuple[int, ...]
