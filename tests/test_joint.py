@@ -166,6 +166,9 @@ def test_training_improves_both_tasks_and_leaves_the_teacher(sources: Sources) -
     # Each task's validation loss counts one before training.
     assert min(progress.validation for progress in told) < 2.0
     assert told[-1].loss < told[0].loss
+    # Zero when training begins, and reached by one task's loss each.
+    assert model.forecaster.activation.head.weight.any()
+    assert model.forecaster.response.refine.weight.any()
     teacher = model.forecaster.teacher
     assert teacher.codebook.digest() == before.codebook.digest()
     assert not any(part.training for part in model.modules())

@@ -26,7 +26,9 @@ _NETWORKS = tuple(name for name in MODELS if name not in CLASSICAL and not is_ab
 
 @dataclass(frozen=True, kw_only=True)
 class CeilingPlan:
-    """A mouse of ``neurons`` shown ``presentations``, the filter's ``particles``, and the models that are asked."""
+    """A mouse of ``neurons`` shown ``presentations`` in each of three sub-sessions, the filter's ``particles``, and the models
+    that are asked.
+    """
 
     neurons: int
     presentations: int
