@@ -56,7 +56,7 @@ def test_the_wheel_holds_every_module_of_the_five_packages_and_nothing_else(whee
         sources = {path.relative_to(ROOT / room).as_posix() for path in (ROOT / room).rglob("*.py")}
         assert sources <= set(names)
     assert {f"{package}/py.typed" for package in PACKAGES} <= set(names)
-    assert not [name for name in names if "test" in Path(name).name or name.endswith((".npz", ".h5", ".nwb", ".pyc"))]
+    assert not [name for name in names if Path(name).name.startswith(("test_", "conftest")) or name.endswith((".npz", ".h5", ".nwb", ".pyc"))]
 
 
 def test_the_wheel_asks_for_the_light_client_only(wheel: Path) -> None:
@@ -65,15 +65,15 @@ def test_the_wheel_asks_for_the_light_client_only(wheel: Path) -> None:
     metadata = message_from_bytes(archive.read(found))
     requirements = [Requirement(text) for text in metadata.get_all("Requires-Dist", [])]
     assert {requirement.name for requirement in requirements if requirement.marker is None} == ASKED
-    assert set(metadata.get_all("Provides-Extra", [])) == {"serve", "gpu", "train", "allen", "dev"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {"serve", "gpu", "train", "compare", "ray", "dev"}
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in archive.namelist())
 
 
 def test_every_requirement_is_pinned() -> None:
-    """`allen` is an environment of its own; everything else that is asked for directly has a line in the constraints."""
+    """Everything that is asked for directly has a line in the constraints."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = {name: lines for name, lines in project["optional-dependencies"].items() if name != "allen"}
-    asked = [Requirement(line) for lines in (project["dependencies"], *extras.values()) for line in lines]
+    extras = project["optional-dependencies"].values()
+    asked = [Requirement(line) for lines in (project["dependencies"], *extras) for line in lines]
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = {canonicalize_name(pin.name): pin.specifier for pin in map(Requirement, (line for line in lines if line[0] != "#"))}
     for requirement in asked:
