@@ -56,7 +56,8 @@ def test_the_wheel_holds_every_module_of_the_five_packages_and_nothing_else(whee
         sources = {path.relative_to(ROOT / room).as_posix() for path in (ROOT / room).rglob("*.py")}
         assert sources <= set(names)
     assert {f"{package}/py.typed" for package in PACKAGES} <= set(names)
-    assert not [name for name in names if Path(name).name.startswith(("test_", "conftest")) or name.endswith((".npz", ".h5", ".nwb", ".pyc"))]
+    strangers = (".npz", ".h5", ".nwb", ".pyc")
+    assert not [name for name in names if Path(name).name.startswith(("test_", "conftest")) or name.endswith(strangers)]
 
 
 def test_the_wheel_asks_for_the_light_client_only(wheel: Path) -> None:
