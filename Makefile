@@ -1,4 +1,4 @@
-# Five verbs. Everything they make lives in .venv, dist, reports, runs and tool caches.
+# Everything these make lives in .venv, dist, reports, runs and tool caches.
 #
 #   make demo    install into .venv and run the whole way once, from a simulated mouse to a trigger
 #   make test    install the test extra too, run every check and every test but the slow ones

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from quantformer.errors import DataError
 from quantformer.metrics import log_loss, score_activation, score_forecast
+from quantformer.signal import LARGEST_LEVEL
 from quantformer_training import baselines
 from quantformer_training.baselines import (
     ACTIVATION_BASELINES,
@@ -31,7 +32,7 @@ from quantformer_training.baselines import (
     activation_baselines,
     forecast_baselines,
 )
-from quantformer_training.features import F0_LIMIT, UsualF0
+from quantformer_training.features import UsualF0
 from quantformer_training.means import ShrunkMeans, out_of_fold
 from quantformer_training.rows import Rows
 
@@ -157,8 +158,8 @@ def test_the_usual_f0_is_the_median_of_training(values: list[tuple[int, float]])
     rows = replace(rows, neuron=np.array([n for n, _ in values]), f0=np.array([f for _, f in values]))
     made = UsualF0.fit(rows).features(rows)
     usual = np.array([np.median(rows.f0[rows.neuron == n]) for n in rows.neuron])
-    assert made[:, 0] == pytest.approx(np.clip(np.log(rows.f0 / usual), -F0_LIMIT, F0_LIMIT))
-    assert made[:, 1] == pytest.approx(np.clip(usual / rows.f0 - 1.0, -F0_LIMIT, F0_LIMIT))
+    assert made[:, 0] == pytest.approx(np.clip(np.log(rows.f0 / usual), -LARGEST_LEVEL, LARGEST_LEVEL))
+    assert made[:, 1] == pytest.approx(np.clip(usual / rows.f0 - 1.0, -LARGEST_LEVEL, LARGEST_LEVEL))
     stranger = replace(rows, neuron=rows.neuron + 50)
     assert (UsualF0.fit(rows).features(stranger) == 0).all()
     assert (UsualF0.fit(rows).features(replace(rows, f0=np.zeros(size))) == 0).all()

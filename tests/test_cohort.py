@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from small_recording import GRATING, small_recording
+from tiny_study import stored_cohort
 
 from quantformer.errors import DataError, UsageError
 from quantformer.recording import Origin, Recording, StimulusTable
 from quantformer_training.arrays import save_recording
-from quantformer_training.cohort import Cohort, recorded_cohort, simulated_cohort, stored_cohort
+from quantformer_training.cohort import Cohort, recorded_cohort, simulated_cohort
 from quantformer_training.store import write_session
 
 

@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from small_recording import GRATING
-from tiny_study import EXTENT, TINY
+from tiny_study import EXTENT, TINY, stored_cohort
 
-from quantformer_training.cohort import stored_cohort
 from quantformer_training.reproduce.execute import Execution
 from quantformer_training.reproduce.plan import PlannedContest, Pretraining
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from small_recording import GRATING, small_recording
 
 from quantformer.config import ModelConfig
-from quantformer_training.cohort import Cohort, stored_cohort
+from quantformer_training.cohort import Cohort
 from quantformer_training.competitors import Budget
 from quantformer_training.effort import EFFORTS
 from quantformer_training.finetune import FinetuneConfig
 from quantformer_training.loop import LoopConfig
 from quantformer_training.reproduce.plan import Extent
 from quantformer_training.run_data import MostTrials
-from quantformer_training.store import write_session
+from quantformer_training.store import open_session, write_session
 
 _LOOP = LoopConfig(epochs=1, learning_rate=1e-3, patience=1)
 _BUDGET = Budget(epochs=1, rows_per_epoch=200, patience=1, pseudo_per_real=1.0)
@@ -63,3 +64,8 @@ def tiny_cohort(directory: Path, *, mice: int = 2, scarce: bool = False) -> Coho
         names.append(directory / f"session-{number}")
         write_session(replace(recording, provenance=provenance), names[-1])
     return stored_cohort(names)
+
+
+def stored_cohort(sessions: Iterable[Path]) -> Cohort:
+    """The cohort of these sessions of a store."""
+    return Cohort(sessions=tuple(open_session(path) for path in sessions), left_out={})

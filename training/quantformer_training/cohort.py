@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -110,11 +110,6 @@ def recorded_cohort(paths: Sequence[Path], directory: Path, *, say: Say) -> Coho
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) or "no file was found"
         raise DataError(f"no recording could be used: {reasons}")
     return Cohort(sessions=tuple(sessions), left_out=left_out)
-
-
-def stored_cohort(sessions: Iterable[Path]) -> Cohort:
-    """Sessions that a store already holds, for another process of the same study."""
-    return Cohort(sessions=tuple(open_session(path) for path in sessions), left_out={})
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:

@@ -8,12 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantformer.errors import DataError
+from quantformer.signal import f0_level
 from quantformer_training.rows import Rows
 
 #: Bins of the baseline and frames of its end that enter the regressions.
 BASELINE_BINS, END_FRAMES = 8, 5
-#: Both forms of F0 against the usual one are held within this, so that one broken window cannot rule a regression.
-F0_LIMIT = 3.0
 
 Floats = NDArray[np.float64]
 
@@ -55,10 +54,8 @@ class UsualF0:
         """
         index = np.minimum(np.searchsorted(self.neurons, rows.neuron), len(self.neurons) - 1)
         usual = self.f0[index]
-        known = (self.neurons[index] == rows.neuron) & (rows.f0 > 0) & (usual > 0)
-        ratio = np.where(known, rows.f0, 1.0) / np.where(known, usual, 1.0)
-        both: Floats = np.stack([np.log(ratio), 1.0 / ratio - 1.0], axis=1)
-        return both.clip(-F0_LIMIT, F0_LIMIT)
+        known = self.neurons[index] == rows.neuron
+        return f0_level(rows.f0, np.where(known, usual, 0.0)).astype(np.float64)
 
 
 def context_features(rows: Rows) -> Floats:

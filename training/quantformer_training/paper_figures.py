@@ -37,18 +37,6 @@ class PaperTable:
     note: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PaperStimulus:
-    """A row of Table A-1: what was shown and recorded, and the minutes of one downstream epoch on an RTX A6000."""
-
-    instances: int
-    trials: int
-    window_s: float
-    mice: int
-    signals: int
-    minutes_per_epoch: float
-
-
 #: Names of the paper's columns. "Acc" is balanced accuracy (section 4.2). "Corr" stands beside the absolute correlation, the
 #: paper-compatible one of docs/metrics.md.
 _CLASSIFICATION = {"Acc": "balanced_accuracy", "F1": "f1", "Prec": "precision", "Rec": "recall"}
@@ -250,21 +238,3 @@ PAPER_TITLES: Mapping[str, str] = MappingProxyType(
            for name, values in (("k", (4, 8, 16, 32, 64, 128, 256, 512)), ("d", (64, 128, 256, 512))) for value in values},
     }
 )  # fmt: skip
-
-#: Table A-1, by our names of the categories. 241 neurons a mouse on average, with a standard deviation of 63.
-PAPER_STIMULI: Mapping[str, PaperStimulus] = MappingProxyType(
-    {
-        "drifting_gratings": PaperStimulus(
-            instances=41, trials=628, window_s=2.0, mice=11, signals=6_908, minutes_per_epoch=0.43
-        ),
-        "static_gratings": PaperStimulus(
-            instances=120, trials=6_000, window_s=0.5, mice=11, signals=66_000, minutes_per_epoch=2.4
-        ),
-        "locally_sparse_noise": PaperStimulus(
-            instances=9_000, trials=9_000, window_s=0.5, mice=11, signals=99_000, minutes_per_epoch=2.04
-        ),
-        "natural_scenes": PaperStimulus(
-            instances=118, trials=5_900, window_s=0.5, mice=11, signals=64_900, minutes_per_epoch=1.2
-        ),
-    }
-)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import os
 import platform
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from quantformer_client.wire import Flags
 from quantformer_training.comparison import MODEL, Comparison
+from quantformer_training.machine import processor, software
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -183,27 +183,12 @@ def percentiles(values: NDArray[np.float64]) -> dict[str, float]:
 
 def machine() -> dict[str, Any]:
     """What the numbers were measured on."""
-    return {"system": f"{platform.system()} {platform.release()}", "processor": _processor(), "cores": os.cpu_count()}
+    return {"system": f"{platform.system()} {platform.release()}", "processor": processor(), "cores": os.cpu_count()}
 
 
 def versions() -> dict[str, str]:
     """Of what decides the numbers."""
-    found = {"python": platform.python_version()}
-    for name in ("quantformer", "torch", "onnxruntime", "numpy", "scikit-learn", "pyzmq"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # run from a source tree that is not installed
-            found[name] = "not installed"
-    return found
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 - a plain read, where there is such a file
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-        return names[0] if names else platform.machine()
-    except OSError:
-        return platform.processor() or platform.machine()
+    return software(("quantformer", "torch", "onnxruntime", "numpy", "scikit-learn", "pyzmq"))
 
 
 def _scores(comparison: Comparison) -> dict[str, Any]:

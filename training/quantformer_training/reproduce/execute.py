@@ -10,7 +10,7 @@ from pathlib import Path
 from quantformer_training.cohort import Cohort
 from quantformer_training.contest import MODELS
 from quantformer_training.jobs import Job, Workers
-from quantformer_training.planned_runs import software
+from quantformer_training.machine import software
 from quantformer_training.reproduce.figures import Drawing
 from quantformer_training.reproduce.plan import POOLED, Extent, PlannedContest, Pretraining
 from quantformer_training.reproduce.work import AUTOENCODER, Executed, Step, Work, needs_of

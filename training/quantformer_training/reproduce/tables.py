@@ -33,7 +33,6 @@ ABLATION = {
 }
 #: The paper's "mean signal" beside our nearest.
 PAPERS_MEAN, OUR_MEAN = "mean", "neuron_mean"
-_NOTHING_LEFT_OUT = "nothing left out"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from quantformer_training.contest import Entry, contest
 from quantformer_training.explain.gallery import Gallery
 from quantformer_training.jobs import Job, Outcome, run_all
-from quantformer_training.planned_runs import machine, software
+from quantformer_training.machine import machine, software
 from quantformer_training.pretrain import PRETRAINED
 from quantformer_training.pretrain_cohort import pretrain_cohort
 from quantformer_training.reproduce.figures import draw, drawn
