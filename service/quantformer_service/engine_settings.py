@@ -55,6 +55,9 @@ class EngineSettings:
     #: Decay time constant of the indicator in s, and how many of them a stimulated neuron stays invalid.
     indicator_tau_s: float = 0.7
     decay_constants: float = 5.0
+    #: Directory of recordings (empty: none), and seconds without an acknowledged record before triggers disarm.
+    record: str = ""
+    record_stall_s: float = 2.0
     #: Messages kept for one slow subscriber, and for one slow ZeroMQ client, before newer ones are dropped.
     pub_queue: int = 64
     client_queue: int = 256

@@ -68,6 +68,13 @@ class Settings:
     decay_constants: float = _setting(
         5.0, unit="tau", help="time constants that a stimulated neuron stays invalid", low=0.0, high=100.0
     )
+    record: str = _setting("", help="directory that every session is recorded in; empty: nothing is recorded")
+    record_sync_s: float = _setting(
+        0.5, unit="s", help="longest time between a record's arrival and its safety on the disk", low=0.01, high=10.0
+    )
+    record_stall_s: float = _setting(
+        2.0, unit="s", help="time without an acknowledged record after which triggers disarm", low=0.1, high=600.0
+    )
     max_body_bytes: int = _setting(
         4_194_304, unit="bytes", help="largest HTTP body or WebSocket message that is read", low=1024, high=1 << 30
     )
