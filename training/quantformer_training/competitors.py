@@ -17,6 +17,7 @@ from torch import Tensor
 from quantformer.errors import DataError, UsageError
 from quantformer.manifest import Calibration
 from quantformer_training.accelerator import Accelerator
+from quantformer_training.ahead import drawn_ahead
 from quantformer_training.calibrate import LEADS, fit_calibration, probability
 from quantformer_training.examples import Examples
 from quantformer_training.finetune import VALIDATION_LEADS, withheld, without_stimulus
@@ -28,6 +29,8 @@ from quantformer_training.sources import TrialSource
 Task = Literal["activation", "forecast"]
 #: Rows, and which of them are valid, bool ``[B]``.
 Asked = tuple[Examples, Tensor]
+#: The same of an epoch, and the order in which its rows (or whole trials) are learned from.
+_Epoch = tuple[Examples, Tensor, Tensor]
 
 #: Trials of a batch of a network that mixes neurons, at least: its norms are over trials.
 LEAST_TRIALS = 8
@@ -148,36 +151,48 @@ def train_network(
         torch.manual_seed(seed)
         network = spec.make(config)
         training = _Training(
-            network=network, train=train, pseudo=pseudo, validation=validation, budget=budget, seed=seed, machine=machine
+            network=network,
+            train=train,
+            pseudo=pseudo,
+            validation=validation,
+            budget=budget,
+            seed=seed,
+            machine=machine,
         )
         loop = LoopConfig(
-            epochs=budget.epochs, learning_rate=rate, weight_decay=budget.weight_decay, patience=budget.patience, seed=seed
+            epochs=budget.epochs,
+            learning_rate=rate,
+            weight_decay=budget.weight_decay,
+            patience=budget.patience,
+            seed=seed,
         )
         mark = f"{fingerprint} {spec.title} {task} {config} {budget} {loop}"
         stage = f"{spec.title} {task}" + (f" at {rate:g}" if len(budget.learning_rates) > 1 else "")
         if isinstance(network, MaskedAutoencoder):
-            run_loop(
-                stage=f"{stage} pre-training",
+            with drawn_ahead(training.draw, epochs=loop.most_epochs) as drawn:
+                run_loop(
+                    stage=f"{stage} pre-training",
+                    network=network,
+                    config=loop,
+                    losses=partial(training.masked_losses, drawn),
+                    validate=training.masked_error,
+                    report=report,
+                    checkpoint=_file(checkpoints, f"{stage} pre-training"),
+                    fingerprint=f"{mark} pre-training",
+                    accelerator=machine,
+                )
+        with drawn_ahead(training.draw, epochs=loop.most_epochs) as drawn:
+            result = run_loop(
+                stage=stage,
                 network=network,
                 config=loop,
-                losses=training.masked_losses,
-                validate=training.masked_error,
+                losses=partial(training.losses, drawn),
+                validate=training.error,
                 report=report,
-                checkpoint=_file(checkpoints, f"{stage} pre-training"),
-                fingerprint=f"{mark} pre-training",
+                checkpoint=_file(checkpoints, stage),
+                fingerprint=mark,
                 accelerator=machine,
             )
-        result = run_loop(
-            stage=stage,
-            network=network,
-            config=loop,
-            losses=training.losses,
-            validate=training.error,
-            report=report,
-            checkpoint=_file(checkpoints, stage),
-            fingerprint=mark,
-            accelerator=machine,
-        )
         tried[rate] = result.best_validation
         if chosen is None or result.best_validation < chosen[2].best_validation:
             chosen = rate, network, result
@@ -207,15 +222,15 @@ class _Training:
     seed: int
     machine: Accelerator
 
-    def losses(self, epoch: int) -> Iterator[Callable[[], Tensor]]:
-        return (partial(self._loss, rows, valid) for rows, valid in self._batches(epoch) if bool(valid.any()))
+    def losses(self, drawn: Callable[[int], _Epoch], epoch: int) -> Iterator[Callable[[], Tensor]]:
+        return (partial(self._loss, rows, valid) for rows, valid in self._batches(drawn, epoch) if bool(valid.any()))
 
     def error(self) -> float:
         return float(np.mean([self._mean(self._loss, lead=lead) for lead in VALIDATION_LEADS]))
 
-    def masked_losses(self, epoch: int) -> Iterator[Callable[[], Tensor]]:
+    def masked_losses(self, drawn: Callable[[int], _Epoch], epoch: int) -> Iterator[Callable[[], Tensor]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        for rows, _ in self._batches(epoch):
+        for rows, _ in self._batches(drawn, epoch):
             yield partial(self._masked, rows, torch.rand(len(rows), self._trace_patches(), generator=generator))
 
     def masked_error(self) -> float:
@@ -246,22 +261,30 @@ class _Training:
                 total, count = total + float(loss(rows, valid)) * number, count + number
         return total / max(count, 1)
 
-    def _batches(self, epoch: int) -> Iterator[Asked]:
+    @property
+    def _together(self) -> int:
+        """A network that mixes neurons takes whole trials, which are shuffled, and lose their stimulus, as wholes."""
+        return self.train.neurons if self.network.multivariate else 1
+
+    def draw(self, epoch: int) -> _Epoch:
         rng = np.random.default_rng((self.seed, epoch))
         pseudo = self.pseudo if self.pseudo is not None and len(self.pseudo) else None
         share = self.budget.rows_per_epoch / (1.0 + (self.budget.pseudo_per_real if pseudo else 0.0))
-        # A network that mixes neurons takes whole trials, which are shuffled, and lose their stimulus, as wholes.
-        together = self.train.neurons if self.network.multivariate else 1
         drawn = [self._drawn(self.train, round(share), rng)]
         if pseudo is not None:
             drawn.append(self._drawn(pseudo, round(self.budget.pseudo_per_real * len(drawn[0][1])), rng))
         rows, valid = Examples.joined([rows for rows, _ in drawn]), torch.cat([valid for _, valid in drawn])
-        units = len(rows) // together
+        units = len(rows) // self._together
         unknown = torch.from_numpy(rng.random(len(rows)) < WITHHELD)
-        denied = torch.from_numpy(rng.random(units) < WITHHELD).repeat_interleave(together)
+        denied = torch.from_numpy(rng.random(units) < WITHHELD).repeat_interleave(self._together)
         rows = withheld(rows, unknown=unknown, denied=denied)
+        return rows, valid, torch.from_numpy(rng.permutation(units))
+
+    def _batches(self, drawn: Callable[[int], _Epoch], epoch: int) -> Iterator[Asked]:
+        rows, valid, order = drawn(epoch)
+        together = self._together
         size = max(LEAST_TRIALS, math.ceil(self.budget.batch / together)) if together > 1 else self.budget.batch
-        for some in in_batches(torch.from_numpy(rng.permutation(units)), size):
+        for some in in_batches(order, size):
             # A norm over trials cannot be had of one, in no process.
             if len(some) >= 2 * self.machine.ranks:
                 ours = self.machine.share(some)

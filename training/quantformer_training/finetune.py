@@ -15,6 +15,7 @@ from quantformer.forecaster import ACTIVATION, FORECAST, Forecaster, ResponseAns
 from quantformer.losses import activation_loss, code_loss, shape_loss
 from quantformer.tokens import UNKNOWN, TaskTokens
 from quantformer_training.accelerator import Accelerator
+from quantformer_training.ahead import drawn_ahead
 from quantformer_training.examples import Examples, Vocabulary
 from quantformer_training.loop import LoopConfig, LoopResult, Report, in_batches, run_loop
 from quantformer_training.pretrain import Pretrained
@@ -150,16 +151,15 @@ def finetune(
         ),
     )
     for task, network, loop, loss, criterion in tasks:
-        results.append(
-            run_loop(
+        draw = partial(draw_epoch, real, pseudo, config=config, seed=loop.seed, device=machine.device)
+        with drawn_ahead(draw, epochs=loop.most_epochs) as drawn:
+            result = run_loop(
                 stage=stage + task,
                 network=network,
                 config=loop,
-                losses=lambda epoch, loss=loss, loop=loop: (  # type: ignore[misc]
+                losses=lambda epoch, loss=loss, drawn=drawn: (  # type: ignore[misc]
                     partial(loss, batch)
-                    for batch in epoch_batches(
-                        real, pseudo, config=config, seed=loop.seed, epoch=epoch, machine=machine
-                    )
+                    for batch in epoch_batches(drawn, epoch=epoch, batch=config.batch, machine=machine)
                 ),
                 validate=lambda criterion=criterion: validate(criterion),  # type: ignore[misc]
                 report=report,
@@ -167,7 +167,7 @@ def finetune(
                 fingerprint=f"{fingerprint} {stage}{task} {config} {digest[:16]}",
                 accelerator=machine,
             )
-        )
+        results.append(result)
     nn.ModuleList([forecaster, *tokens]).cpu()
     if forecaster.teacher.codebook.digest() != digest:
         raise AssertionError("the frozen codebook changed during fine-tuning")
@@ -219,10 +219,10 @@ def tokens_of(vocabulary: Vocabulary, *, d: int) -> TaskTokens:
     )
 
 
-def epoch_batches(
-    real: RowSource, pseudo: RowSource, *, config: FinetuneConfig, seed: int, epoch: int, machine: Accelerator
-) -> Iterator[Examples]:
-    """The batches of one epoch, drawn anew from ``(seed, epoch)``: each process's share of them."""
+def draw_epoch(
+    real: RowSource, pseudo: RowSource, epoch: int, *, config: FinetuneConfig, seed: int, device: torch.device
+) -> tuple[Examples, Tensor]:
+    """The rows of one epoch, drawn anew from ``(seed, epoch)``, on the device; and the order they are learned in."""
     rng = np.random.default_rng((seed, epoch))
     # Where there are few real onsets, pseudo-onsets are few too; where there is no pseudo-onset, real ones fill the epoch.
     share = config.rows_per_epoch / (1.0 + (config.pseudo_per_real if len(pseudo) else 0.0))
@@ -233,9 +233,17 @@ def epoch_batches(
     unknown = torch.from_numpy(rng.random(len(rows)) < config.drop_ids)
     denied = torch.from_numpy(rng.random(len(rows)) < config.drop_stimulus)
     # An epoch's rows go to the device together; batches are gathered there.
-    rows = withheld(rows, unknown=unknown, denied=denied).to(machine.device)
-    for index in in_batches(torch.from_numpy(rng.permutation(len(rows))), config.batch):
-        yield rows.select(machine.share(index).to(machine.device))
+    rows = withheld(rows, unknown=unknown, denied=denied).to(device)
+    return rows, torch.from_numpy(rng.permutation(len(rows))).to(device)
+
+
+def epoch_batches(
+    drawn: Callable[[int], tuple[Examples, Tensor]], *, epoch: int, batch: int, machine: Accelerator
+) -> Iterator[Examples]:
+    """The batches of one epoch of `draw_epoch`: each process's share of them."""
+    rows, order = drawn(epoch)
+    for index in in_batches(order, batch):
+        yield rows.select(machine.share(index))
 
 
 def withheld(rows: Examples, *, unknown: Tensor, denied: Tensor) -> Examples:

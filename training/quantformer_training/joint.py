@@ -16,11 +16,13 @@ from quantformer.losses import activation_loss
 from quantformer.patches import from_patches, to_patches
 from quantformer.tokens import TaskTokens
 from quantformer_training.accelerator import Accelerator
+from quantformer_training.ahead import drawn_ahead
 from quantformer_training.examples import Examples, Vocabulary
 from quantformer_training.finetune import (
     VALIDATION_LEADS,
     FinetuneConfig,
     Prediction,
+    draw_epoch,
     epoch_batches,
     mean_loss,
     response_loss,
@@ -124,17 +126,16 @@ def finetune_joint(
     model.eval()
     with torch.no_grad():
         before = errors()
-    run_loop(
-        stage="both tasks",
-        network=nn.ModuleList([forecaster.activation, forecaster.response, model.tokens]),
-        config=config.forecast,
-        losses=lambda epoch: (
-            partial(loss, batch)
-            for batch in epoch_batches(
-                real, pseudo, config=config, seed=config.forecast.seed, epoch=epoch, machine=machine
-            )
-        ),
-        validate=lambda: sum(now / first for now, first in zip(errors(), before, strict=True)),
-        report=report,
-    )
+    draw = partial(draw_epoch, real, pseudo, config=config, seed=config.forecast.seed, device=machine.device)
+    with drawn_ahead(draw, epochs=config.forecast.most_epochs) as drawn:
+        run_loop(
+            stage="both tasks",
+            network=nn.ModuleList([forecaster.activation, forecaster.response, model.tokens]),
+            config=config.forecast,
+            losses=lambda epoch: (
+                partial(loss, batch) for batch in epoch_batches(drawn, epoch=epoch, batch=config.batch, machine=machine)
+            ),
+            validate=lambda: sum(now / first for now, first in zip(errors(), before, strict=True)),
+            report=report,
+        )
     return model.eval()

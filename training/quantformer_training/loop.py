@@ -41,6 +41,11 @@ class LoopConfig:
     stop_after: int | None = None
     seed: int = 0
 
+    @property
+    def most_epochs(self) -> int:
+        """Where a run ends that patience does not end before."""
+        return self.epochs if self.stop_after is None else min(self.stop_after, self.epochs)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
@@ -142,7 +147,7 @@ def run_loop(
                 save_checkpoint(checkpoint, content, fingerprint=fingerprint)
 
     started, first = time.monotonic(), state.epoch
-    last = config.epochs if config.stop_after is None else min(config.stop_after, config.epochs)
+    last = config.most_epochs
     while state.epoch < last:
         epoch = state.epoch
         if config.stop_after is None and 0 <= state.best_epoch < epoch - config.patience:

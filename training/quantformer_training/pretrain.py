@@ -24,6 +24,7 @@ from quantformer.patches import to_patches
 from quantformer.quantizer import QuantizedResult, Quantizer
 from quantformer.signal import SignalRecipe
 from quantformer_training.accelerator import Accelerator
+from quantformer_training.ahead import drawn_ahead
 from quantformer_training.loop import (
     CHECKPOINT_S,
     LoopConfig,
@@ -152,13 +153,18 @@ def pretrain(
         loss: Tensor = made.quantization.loss + rebuilt
         return loss
 
-    def losses(epoch: int) -> Iterator[Callable[[], Tensor]]:
+    def draw(epoch: int) -> tuple[Tensor, Tensor]:
         # Of its own: order and masks are the same in every process, whatever dropout draws in each.
         generator = torch.Generator().manual_seed(loop.seed * 1_000_003 + epoch)
-        for rows in in_batches(torch.randperm(len(data), generator=generator), batch):
-            masked = torch.rand(len(rows), config.patches, generator=generator) < config.mask_probability
-            place = machine.share(torch.arange(len(rows)))
-            yield partial(loss_of, rows[place].to(machine.device), masked[place].to(machine.device))
+        order = torch.randperm(len(data), generator=generator)
+        noise = [torch.rand(len(rows), config.patches, generator=generator) for rows in in_batches(order, batch)]
+        return order.to(machine.device), (torch.cat(noise) < config.mask_probability).to(machine.device)
+
+    def losses(drawn: Callable[[int], tuple[Tensor, Tensor]], epoch: int) -> Iterator[Callable[[], Tensor]]:
+        order, masked = drawn(epoch)
+        for place in in_batches(torch.arange(len(order), device=machine.device), batch):
+            ours = machine.share(place)
+            yield partial(loss_of, order[ours], masked[ours])
 
     def validate() -> float:
         total = 0.0
@@ -170,11 +176,12 @@ def pretrain(
         return total * machine.ranks / windows
 
     contents = hashlib.sha256(train.dff.tobytes() + train.active.tobytes() + validation.dff.tobytes()).hexdigest()
-    result = run_loop(
-        stage="pre-training", network=network, config=loop, losses=losses, validate=validate, report=report,
-        checkpoint=checkpoint, fingerprint=f"pretrain {config} {loop} batch={batch} quantized={quantized} {contents[:16]}",
-        accelerator=machine, checkpoint_s=checkpoint_s,
-    )  # fmt: skip
+    mark = f"pretrain {config} {loop} batch={batch} quantized={quantized} {contents[:16]}"
+    with drawn_ahead(draw, epochs=loop.most_epochs) as drawn:
+        result = run_loop(
+            stage="pre-training", network=network, config=loop, losses=partial(losses, drawn), validate=validate,
+            report=report, checkpoint=checkpoint, fingerprint=mark, accelerator=machine, checkpoint_s=checkpoint_s,
+        )  # fmt: skip
     frozen = network.cpu().freeze()
     return Pretrained(
         config=config,
