@@ -65,8 +65,9 @@ def sources_of(recording: Recording | None = None, *, train_trials: int = 30, pe
     valid = np.concatenate([trials.valid for trials in sets])
     block = np.concatenate([trials.moments.trial for trials in sets])
     judged = np.concatenate([~trials.moments.pseudo for trials in sets])
-    tuning = fit_tuning(features, values, valid, block, judged=judged)
-    neuron, population = out_of_fold(features, values, valid, block, strength=tuning.strength)
+    constant = vocabulary.tuning_constants
+    tuning = fit_tuning(features, values, valid, block, constant=constant, judged=judged)
+    neuron, population = out_of_fold(features, values, valid, block, constant=constant, strength=tuning.strength)
     cut = len(real["train"].moments)
 
     def source(trials: Trials, known: tuple[np.ndarray, np.ndarray] | None = None) -> ExampleSource:

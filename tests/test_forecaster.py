@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -11,8 +12,19 @@ from small_model import CONFIG, SCALE, sources_of, tiny_forecaster, tiny_model, 
 from torch import Tensor, nn
 
 from quantformer.bundle import Vectors
-from quantformer.config import LEVEL_QUANTITIES, TUNING_BINS, TUNING_QUANTITIES, ModelConfig
-from quantformer.forecaster import ACTIVATION, CLIP, FORECAST, Forecaster, ResponseAnswer, ServingGraph, Shortcut
+from quantformer.config import KNOWN_QUANTITIES, LEVEL_QUANTITIES, TUNING_BINS, TUNING_QUANTITIES, ModelConfig
+from quantformer.forecaster import (
+    ACTIVATION,
+    CLIP,
+    FORECAST,
+    ActivationShortcut,
+    Forecaster,
+    ResponseAnswer,
+    ResponseShortcut,
+    ServingGraph,
+    Shortcut,
+    known_beforehand,
+)
 from quantformer.signal import f0_level
 from quantformer.tokens import UNKNOWN, TaskTokens
 
@@ -108,28 +120,44 @@ def test_the_encoders_start_as_copies_of_the_teachers_and_learn_apart() -> None:
         assert not value.requires_grad
 
 
-def test_the_shortcut_sees_what_simple_baselines_use() -> None:
-    """Any of bins, deviation, last frames, level and tuning, read off by a weight of its own."""
-    shortcut = Shortcut(1)
-    baseline, tuning = torch.randn(4, 96).double(), torch.randn(4, TUNING_QUANTITIES).double()
+def seen_by(shortcut: Shortcut, *given: Tensor) -> Tensor:
+    """Each input of a shortcut with one output, read off by a weight of its own, ``[B, inputs]``."""
+    found = []
+    for i in range(shortcut.linear.in_features):
+        with torch.no_grad():
+            shortcut.linear.weight.zero_()
+            shortcut.linear.weight[0, i] = 1.0
+            found.append(shortcut(*given)[:, 0] / 10.0)
+    return torch.stack(found, dim=1)
+
+
+def test_the_shortcuts_see_what_simple_baselines_use() -> None:
+    """Bins, deviation and last frames; the level; for a response the tuning, for a logit the log-odds of its rate alone."""
+    baseline, tuning = torch.randn(4, 96).double(), torch.rand(4, TUNING_QUANTITIES).double()
     level = torch.randn(4, LEVEL_QUANTITIES).double()
-    shortcut = shortcut.double()
-    expected = torch.cat(
+    plain = torch.cat(
         [
             baseline.reshape(4, 8, 12).mean(-1),
             baseline.std(-1, correction=0, keepdim=True),
             baseline[:, 91:].mean(-1, keepdim=True),
-            level,
-            tuning,
         ],
         dim=1,
     )
-    for i in range(expected.shape[1]):
-        with torch.no_grad():
-            shortcut.linear.weight.zero_()
-            shortcut.linear.weight[0, i] = 1.0
-        found = shortcut(baseline, tuning, level)[:, 0]
-        torch.testing.assert_close(found, 10.0 * expected[:, i], atol=1e-4, rtol=1e-5)
+    response = seen_by(ResponseShortcut(1).double(), baseline, tuning, level)
+    torch.testing.assert_close(response, torch.cat([plain, level, tuning], dim=1), atol=1e-4, rtol=1e-5)
+    signed = torch.where(plain < 0, -torch.log(1 - plain), torch.log(1 + plain.clamp_min(0)))
+    activation = seen_by(ActivationShortcut().double(), baseline, tuning, level)
+    expected = torch.cat([plain, signed, level, torch.logit(tuning[:, :1])], dim=1)
+    torch.testing.assert_close(activation, expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("rate", "taken"), [(-0.3, 0.005), (0.0, 0.005), (0.2, 0.2), (1.0, 0.995), (1.7, 0.995)])
+def test_a_rate_that_a_regression_puts_outside_its_range_has_finite_log_odds(rate: float, taken: float) -> None:
+    tuning, level = torch.full((1, TUNING_QUANTITIES), rate), torch.zeros(1, LEVEL_QUANTITIES)
+    known = known_beforehand(tuning, level)
+    assert known.shape == (1, KNOWN_QUANTITIES)
+    assert known[0, LEVEL_QUANTITIES].item() == pytest.approx(math.log(taken / (1 - taken)), abs=1e-5)
+    assert torch.equal(known[:, LEVEL_QUANTITIES + 1 :], tuning)
 
 
 def test_each_response_patch_is_told_its_own_bins(forecaster: Forecaster) -> None:
@@ -217,7 +245,7 @@ def test_both_tasks_hear_the_level_in_the_transformer_and_past_it(forecaster: Fo
         model = copy.deepcopy(forecaster)
         for task in (model.activation, model.response):
             if way == "shortcut":
-                task.known.weight[:, TUNING_QUANTITIES:] = 0.0
+                task.known.weight[:, :LEVEL_QUANTITIES] = 0.0
             elif way == "transformer":
                 task.shortcut.linear.weight.zero_()
         graph = ServingGraph(model)

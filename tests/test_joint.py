@@ -103,7 +103,9 @@ def test_a_prediction_is_what_its_parts_say(sources: Sources) -> None:
     encoder = activation.encoder
     with torch.no_grad():
         neuron = tokens.unknown + tokens.offset[rows.neuron]
-        known = torch.cat([rows.tuning, rows.level], dim=1) @ activation.known.weight.T + activation.known.bias
+        odds = torch.logit(rows.tuning[:, :1].clamp(0.005, 0.995))
+        told = torch.cat([rows.level, odds, rows.tuning], dim=1)
+        known = told @ activation.known.weight.T + activation.known.bias
         stimulus = rows.features @ tokens.weight + tokens.stimulus_offset[rows.stimulus] + known
         patches = encoder.embedding(to_patches(rows.baseline, patch_frames=16))
         assert patches.shape[1] == 6

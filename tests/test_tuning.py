@@ -26,10 +26,14 @@ def problem(seed: int = 0, *, n: int = 80, neurons: int = 3, f: int = 4, q: int 
     }
 
 
+#: None of the problem's features is a constant.
+NONE = np.zeros(4, bool)
+
+
 def test_coefficients_are_ridge_towards_the_population() -> None:
     p = problem()
     population = np.random.default_rng(1).normal(size=(9, 4))
-    found = tune_neurons(p["features"], p["values"], p["valid"], population=population, strength=3.0)
+    found = tune_neurons(p["features"], p["values"], p["valid"], population=population, constant=NONE, strength=3.0)
     for k in range(3):
         rows = p["valid"][:, k]
         x = p["features"][rows].astype(np.float64)
@@ -41,21 +45,38 @@ def test_coefficients_are_ridge_towards_the_population() -> None:
             np.testing.assert_allclose(found[k, q], expected, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("strength", [0.3, 3.0, 300.0])
+def test_a_neurons_own_mean_is_pulled_by_one_trial_at_most(strength: float) -> None:
+    p, constant = problem(), np.array([False, True, False, False])
+    p["features"][:, 1] = 1.0
+    population = np.random.default_rng(1).normal(size=(9, 4))
+    found = tune_neurons(
+        p["features"], p["values"], p["valid"], population=population, constant=constant, strength=strength
+    )
+    rows = p["valid"][:, 0]
+    pull = np.sqrt([strength, min(strength, 1.0), strength, strength])
+    stacked = np.vstack([p["features"][rows].astype(np.float64), np.diag(pull)])
+    target = np.concatenate([p["values"][rows, 0, 5], pull * population[5]])
+    np.testing.assert_allclose(found[0, 5], np.linalg.lstsq(stacked, target, rcond=None)[0], rtol=1e-8, atol=1e-10)
+
+
 def test_much_data_finds_the_truth_and_no_data_the_population() -> None:
     p = problem(n=2000)
     p["valid"][:, 2] = False
-    tuning = fit_tuning(p["features"], p["values"], p["valid"], p["block"], judged=np.ones(2000, bool))
+    tuning = fit_tuning(p["features"], p["values"], p["valid"], p["block"], constant=NONE, judged=np.ones(2000, bool))
     np.testing.assert_allclose(tuning.neuron[:2], p["truth"][:2], atol=0.06)
     np.testing.assert_allclose(tuning.neuron[2], tuning.population, atol=1e-12)
 
 
 def test_of_is_the_dot_product() -> None:
     p = problem()
-    tuning = fit_tuning(p["features"], p["values"], p["valid"], p["block"], judged=np.ones(80, bool))
+    tuning = fit_tuning(p["features"], p["values"], p["valid"], p["block"], constant=NONE, judged=np.ones(80, bool))
     made = tuning.of(p["features"])
     assert made.dtype == np.float32
     assert made[7, 2, 5] == pytest.approx(float(tuning.neuron[2, 5] @ p["features"][7]), rel=1e-5)
-    assert tuning.of_population(p["features"])[7, 5] == pytest.approx(float(tuning.population[5] @ p["features"][7]), rel=1e-5)
+    assert tuning.of_population(p["features"])[7, 5] == pytest.approx(
+        float(tuning.population[5] @ p["features"][7]), rel=1e-5
+    )
 
 
 def test_the_strength_has_the_smallest_out_of_fold_error_on_the_judged_rows() -> None:
@@ -65,11 +86,11 @@ def test_the_strength_has_the_smallest_out_of_fold_error_on_the_judged_rows() ->
     p["values"][judged] = np.random.default_rng(5).normal(size=p["values"][judged].shape)
     errors = []
     for strength in STRENGTHS:
-        neuron, _ = out_of_fold(p["features"], p["values"], p["valid"], p["block"], strength=strength)
+        neuron, _ = out_of_fold(p["features"], p["values"], p["valid"], p["block"], constant=NONE, strength=strength)
         errors.append(np.square(neuron - p["values"])[p["valid"] & judged[:, None]].mean())
-    tuning = fit_tuning(p["features"], p["values"], p["valid"], p["block"], judged=judged)
+    tuning = fit_tuning(p["features"], p["values"], p["valid"], p["block"], constant=NONE, judged=judged)
     assert tuning.strength == STRENGTHS[int(np.argmin(errors))]
-    everything = fit_tuning(p["features"], p["values"], p["valid"], p["block"], judged=np.ones(40, bool))
+    everything = fit_tuning(p["features"], p["values"], p["valid"], p["block"], constant=NONE, judged=np.ones(40, bool))
     assert everything.strength != tuning.strength
 
 
@@ -77,7 +98,9 @@ def test_noise_is_pulled_harder_than_signal() -> None:
     signal, noise = problem(n=200), problem(n=200)
     noise["values"] = np.random.default_rng(2).normal(size=noise["values"].shape)
     strengths = [
-        fit_tuning(p["features"], p["values"], p["valid"], p["block"], judged=np.ones(200, bool)).strength
+        fit_tuning(
+            p["features"], p["values"], p["valid"], p["block"], constant=NONE, judged=np.ones(200, bool)
+        ).strength
         for p in (signal, noise)
     ]
     assert strengths[0] < strengths[1] == STRENGTHS[-1]
@@ -87,11 +110,15 @@ def test_noise_is_pulled_harder_than_signal() -> None:
 @given(block=st.integers(0, 39), value=st.sampled_from([1e6, -1e6, np.pi]), strength=st.sampled_from(STRENGTHS))
 def test_out_of_fold_never_sees_its_own_presentation(block: int, value: float, strength: float) -> None:
     p = problem()
-    neuron, population = out_of_fold(p["features"], p["values"], p["valid"], p["block"], strength=strength)
+    neuron, population = out_of_fold(
+        p["features"], p["values"], p["valid"], p["block"], constant=NONE, strength=strength
+    )
     own = p["block"] == block
     changed = p["values"].copy()
     changed[own] = value
-    after, population_after = out_of_fold(p["features"], changed, p["valid"], p["block"], strength=strength)
+    after, population_after = out_of_fold(
+        p["features"], changed, p["valid"], p["block"], constant=NONE, strength=strength
+    )
     assert neuron[own].tobytes() == after[own].tobytes()
     assert population[own].tobytes() == population_after[own].tobytes()
     assert not np.array_equal(neuron[~own], after[~own]), "nobody else saw it either"
@@ -99,22 +126,35 @@ def test_out_of_fold_never_sees_its_own_presentation(block: int, value: float, s
 
 def test_out_of_fold_agrees_with_leaving_the_fold_out() -> None:
     p = problem()
-    neuron, _ = out_of_fold(p["features"], p["values"], p["valid"], p["block"], strength=3.0)
+    neuron, _ = out_of_fold(p["features"], p["values"], p["valid"], p["block"], constant=NONE, strength=3.0)
     out = p["block"] % FOLDS == 4
     tuning = fit_tuning(
-        p["features"][~out], p["values"][~out], p["valid"][~out], p["block"][~out], judged=np.ones((~out).sum(), bool)
+        p["features"][~out],
+        p["values"][~out],
+        p["valid"][~out],
+        p["block"][~out],
+        constant=NONE,
+        judged=np.ones((~out).sum(), bool),
     )
     expected = tune_neurons(
-        p["features"][~out], p["values"][~out], p["valid"][~out], population=tuning.population, strength=3.0
+        p["features"][~out],
+        p["values"][~out],
+        p["valid"][~out],
+        population=tuning.population,
+        constant=NONE,
+        strength=3.0,
     )
-    np.testing.assert_allclose(neuron[out], np.einsum("nf,kqf->nkq", p["features"][out], expected), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        neuron[out], np.einsum("nf,kqf->nkq", p["features"][out], expected), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_invalid_trials_do_not_count() -> None:
     p = problem()
     changed = np.where(p["valid"][..., None], p["values"], 1e9)
     one, other = (
-        fit_tuning(p["features"], values, p["valid"], p["block"], judged=np.ones(80, bool)) for values in (p["values"], changed)
+        fit_tuning(p["features"], values, p["valid"], p["block"], constant=NONE, judged=np.ones(80, bool))
+        for values in (p["values"], changed)
     )
     np.testing.assert_array_equal(one.neuron, other.neuron)
     np.testing.assert_array_equal(one.population, other.population)
@@ -123,7 +163,9 @@ def test_invalid_trials_do_not_count() -> None:
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_few_presentations_are_enough_for_numbers(blocks: int) -> None:
     p = problem(n=6)
-    neuron, population = out_of_fold(p["features"], p["values"], p["valid"], np.arange(6) % blocks, strength=1.0)
+    neuron, population = out_of_fold(
+        p["features"], p["values"], p["valid"], np.arange(6) % blocks, constant=NONE, strength=1.0
+    )
     assert np.isfinite(neuron).all()
     assert np.isfinite(population).all()
 
@@ -151,20 +193,29 @@ def test_pseudo_onsets_share_the_fold_of_their_presentation() -> None:
     block = np.concatenate([real.moments.trial, pseudo.moments.trial])
     changed = values.copy()
     changed[len(real.moments) :][beside] = 1e6
-    before, after = (out_of_fold(features, v, valid, block, strength=3.0)[0] for v in (values, changed))
+    constant = sources.vocabulary.tuning_constants
+    before, after = (
+        out_of_fold(features, v, valid, block, constant=constant, strength=3.0)[0] for v in (values, changed)
+    )
     assert before[row].tobytes() == after[row].tobytes()
 
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 999), patterns=st.integers(1, 4), strength=st.sampled_from(STRENGTHS))
-def test_neurons_that_share_a_gram_matrix_get_what_each_would_get_alone(seed: int, patterns: int, strength: float) -> None:
+def test_neurons_that_share_a_gram_matrix_get_what_each_would_get_alone(
+    seed: int, patterns: int, strength: float
+) -> None:
     """Neurons that are valid in the same rows are solved together; some of them in none, or in fewer rows than features."""
     p, rng = problem(seed, neurons=7), np.random.default_rng(seed)
     kinds = rng.random((80, patterns)) < rng.choice([0.0, 0.03, 0.5, 1.0], patterns)
     valid = kinds[:, rng.integers(0, patterns, 7)]
     values = np.where(valid[..., None], p["values"], np.nan if seed % 2 else 1e9)
-    found = fit_tuning(p["features"], np.nan_to_num(values, nan=1e9), valid, p["block"], judged=np.ones(80, bool))
-    coefficients = tune_neurons(p["features"], values, valid, population=found.population, strength=strength)
+    found = fit_tuning(
+        p["features"], np.nan_to_num(values, nan=1e9), valid, p["block"], constant=NONE, judged=np.ones(80, bool)
+    )
+    coefficients = tune_neurons(
+        p["features"], values, valid, population=found.population, constant=NONE, strength=strength
+    )
     for k in range(7):
         x = p["features"][valid[:, k]].astype(np.float64)
         left = p["values"][valid[:, k], k] - x @ found.population.T

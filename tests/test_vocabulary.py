@@ -104,6 +104,9 @@ def test_tuning_features_keep_categories_and_ids_apart() -> None:
     for row, (category, _) in enumerate(stimuli):
         own = RECIPE.categories.index(category)
         assert apart[row, own, 0] == 1.0, "the category's constant"
+        constants = RECIPE.tuning_constants(ids=3)
+        assert constants.shape == (RECIPE.tuning_width + 3,)
+        assert np.flatnonzero(constants & (found[row] != 0)).tolist() == [own * apart.shape[2]]
         np.testing.assert_array_equal(apart[row, own, 1:], rows[row, len(RECIPE.categories) :])
         assert not np.delete(apart[row], own, axis=0).any(), "another category's coefficients"
 

@@ -13,8 +13,12 @@ TUNING_BINS = 8
 TUNING_QUANTITIES = 1 + TUNING_BINS
 #: How F0 stands against the neuron's usual fluorescence: `quantformer.signal.f0_level`.
 LEVEL_QUANTITIES = 2
+#: Both, and the log-odds of the rate.
+KNOWN_QUANTITIES = LEVEL_QUANTITIES + 1 + TUNING_QUANTITIES
 #: Bins in which the network's summary of a baseline is told.
 BASELINE_BINS = 8
+#: The bins, the standard deviation and the end.
+SUMMARY_QUANTITIES = BASELINE_BINS + 2
 #: Sizes beyond these are mistakes, or a file that would exhaust the machine.
 _LARGEST = MappingProxyType(
     {

@@ -18,7 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from quantformer.autoencoder import Encoder, FrozenAutoencoder
-from quantformer.config import BASELINE_BINS, LEVEL_QUANTITIES, TUNING_BINS, TUNING_QUANTITIES, ModelConfig
+from quantformer.config import (
+    BASELINE_BINS,
+    KNOWN_QUANTITIES,
+    LEVEL_QUANTITIES,
+    SUMMARY_QUANTITIES,
+    TUNING_BINS,
+    TUNING_QUANTITIES,
+    ModelConfig,
+)
 from quantformer.patches import from_patches, to_patches
 
 #: Index of each task's vectors in arrays of shape ``[..., 2, d]``.
@@ -29,21 +37,42 @@ CLIP: Final = 40.0
 SHORTCUT_GAIN: Final = 10.0
 
 
-class Shortcut(nn.Module):
-    """A linear map around the transformer, from a summary of the baseline, the level and the tuning to ``width`` outputs.
+#: A rate that tuning expects is taken for no less than this, and no more than one minus it.
+RATE_FLOOR: Final = 0.005
 
-    The summary is what the best simple baselines use: eight bins, standard deviation and last five frames. Made at
-    zero, as the paper's network; training begins at a regression.
+
+def summary(baseline: Tensor) -> Tensor:
+    """What the best simple baselines read of a baseline ``[B, 96]``: eight bins, standard deviation and last five frames,
+    ``[B, 10]``.
+    """
+    bins = baseline.reshape(baseline.shape[0], BASELINE_BINS, -1).mean(-1)
+    centred = baseline - baseline.mean(-1, keepdim=True)
+    deviation = (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    return torch.cat([bins, deviation, baseline[:, -5:].mean(-1, keepdim=True)], dim=1)
+
+
+def known_beforehand(tuning: Tensor, level: Tensor) -> Tensor:
+    """``[B, KNOWN_QUANTITIES]``: level, log-odds of the rate that tuning expects, and tuning.
+
+    Tuning is linear, so its rate may leave [0, 1]; and a rate is far from linear in the logit that it calls for.
+    """
+    rate = tuning[:, :1].clamp(RATE_FLOOR, 1.0 - RATE_FLOOR)
+    return torch.cat([level, torch.log(rate / (1.0 - rate)), tuning], dim=1)
+
+
+class Shortcut(nn.Module):
+    """A linear map around the transformer to ``outputs`` numbers, from ``inputs`` of what the baseline, its level and the
+    tuning tell. Made at zero, as the paper's network; training begins at a regression.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(BASELINE_BINS + 2 + LEVEL_QUANTITIES + TUNING_QUANTITIES, width)
+        self.linear = nn.Linear(inputs, outputs)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, baseline: Tensor, tuning: Tensor, level: Tensor) -> Tensor:
-        """``[B, width]`` from ``[B, 96]``, ``[B, TUNING_QUANTITIES]`` and ``[B, LEVEL_QUANTITIES]``."""
+        """``[B, outputs]`` from ``[B, 96]``, ``[B, TUNING_QUANTITIES]`` and ``[B, LEVEL_QUANTITIES]``."""
         # A rate between 0 and 1 needs a weight of several units; the gain lets a small learning rate reach it in time.
         mapped: Tensor = SHORTCUT_GAIN * self.linear(self.inputs(baseline, tuning, level))
         return mapped
@@ -51,11 +80,35 @@ class Shortcut(nn.Module):
     @staticmethod
     def inputs(baseline: Tensor, tuning: Tensor, level: Tensor) -> Tensor:
         """What the map is linear in, ``[B, inputs]``."""
-        bins = baseline.reshape(baseline.shape[0], BASELINE_BINS, -1).mean(-1)
-        centred = baseline - baseline.mean(-1, keepdim=True)
-        deviation = (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
-        end = baseline[:, -5:].mean(-1, keepdim=True)
-        return torch.cat([bins, deviation, end, level, tuning], dim=1)
+        raise NotImplementedError
+
+
+class ActivationShortcut(Shortcut):
+    """To a logit. Of the tuning only the rate, as log-odds: its bins cost a regression on a few hundred trials more than
+    they tell it. The summary also as signed logarithm: a transient twice as high does not fall back twice as surely.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(2 * SUMMARY_QUANTITIES + LEVEL_QUANTITIES + 1, 1)
+
+    @staticmethod
+    def inputs(baseline: Tensor, tuning: Tensor, level: Tensor) -> Tensor:
+        """``[B, 23]``."""
+        plain = summary(baseline)
+        odds = known_beforehand(tuning, level)[:, : LEVEL_QUANTITIES + 1]
+        return torch.cat([plain, plain.sign() * torch.log1p(plain.abs()), odds], dim=1)
+
+
+class ResponseShortcut(Shortcut):
+    """To a trace."""
+
+    def __init__(self, frames: int) -> None:
+        super().__init__(SUMMARY_QUANTITIES + LEVEL_QUANTITIES + TUNING_QUANTITIES, frames)
+
+    @staticmethod
+    def inputs(baseline: Tensor, tuning: Tensor, level: Tensor) -> Tensor:
+        """``[B, 21]``."""
+        return torch.cat([summary(baseline), level, tuning], dim=1)
 
 
 class ActivationNetwork(nn.Module):
@@ -66,15 +119,15 @@ class ActivationNetwork(nn.Module):
         self.config = config
         self.encoder = encoder
         self.cls_token = nn.Parameter(torch.randn(config.d) * 0.02)
-        self.known = nn.Linear(TUNING_QUANTITIES + LEVEL_QUANTITIES, config.d)
+        self.known = nn.Linear(KNOWN_QUANTITIES, config.d)
         self.head = nn.Linear(config.d, 1)
-        self.shortcut = Shortcut(1)
+        self.shortcut = ActivationShortcut()
 
     def forward(self, baseline: Tensor, neuron: Tensor, stimulus: Tensor, tuning: Tensor, level: Tensor) -> Tensor:
         """Logits ``[B]`` from ``[B, 96]``, ``[B, d]``, ``[B, d]``, ``[B, TUNING_QUANTITIES]`` and ``[B, LEVEL_QUANTITIES]``."""
         tokens = self.encoder.embedding(to_patches(baseline, patch_frames=self.config.patch_frames))
         cls_token = self.cls_token.expand(tokens.shape[0], 1, -1)
-        stimulus = stimulus + self.known(torch.cat([tuning, level], dim=1))
+        stimulus = stimulus + self.known(known_beforehand(tuning, level))
         sequence = torch.cat([cls_token, neuron[:, None], stimulus[:, None], tokens], dim=1)
         logit: Tensor = (self.head(self.encoder.transformer(sequence)[:, 0]) + self.shortcut(baseline, tuning, level))[:, 0]
         return logit
@@ -100,9 +153,9 @@ class ResponseNetwork(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = encoder
-        self.known = nn.Linear(TUNING_QUANTITIES + LEVEL_QUANTITIES, config.d)
+        self.known = nn.Linear(KNOWN_QUANTITIES, config.d)
         self.bin_tuning = nn.Linear(TUNING_BINS // config.response_patches, config.d)
-        self.shortcut = Shortcut(config.response_frames)
+        self.shortcut = ResponseShortcut(config.response_frames)
         self.refine = nn.Linear(config.d, config.patch_frames)
         nn.init.zeros_(self.refine.weight)
         nn.init.zeros_(self.refine.bias)
@@ -113,7 +166,7 @@ class ResponseNetwork(nn.Module):
     ) -> ResponseAnswer:
         """From ``[B, 96]``, ``[B, d]``, ``[B, d]``, ``[B, TUNING_QUANTITIES]`` and ``[B, LEVEL_QUANTITIES]``."""
         embedding = self.encoder.embedding
-        stimulus = stimulus + self.known(torch.cat([tuning, level], dim=1))
+        stimulus = stimulus + self.known(known_beforehand(tuning, level))
         tokens = embedding(to_patches(baseline, patch_frames=self.config.patch_frames))
         # Each response patch is told the mean response in its own bins.
         bins = tuning[:, 1:].reshape(tuning.shape[0], self.config.response_patches, -1)

@@ -77,6 +77,11 @@ class StimulusRecipe:
         known = id_row[:, None] == np.arange(ids)
         return np.concatenate([apart.reshape(len(encoded), self.tuning_width), known], axis=1).astype(np.float32)
 
+    def tuning_constants(self, *, ids: int) -> NDArray[np.bool_]:
+        """Which of `tuning_features` are a category's constant, ``(tuning_width + ids,)``."""
+        width = 1 + self.width - len(self.categories)
+        return np.concatenate([np.arange(self.tuning_width) % width == 0, np.zeros(ids, bool)])
+
     @classmethod
     def covering(cls, categories: Sequence[str], feature_names: Sequence[str]) -> StimulusRecipe:
         """The recipe for these categories; features outside the grating vocabulary are taken as image descriptors."""

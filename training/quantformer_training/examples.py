@@ -40,6 +40,11 @@ class Vocabulary:
             self.encoded(moments), id_row=self.id_rows(moments), ids=len(self.stimulus_ids)
         )
 
+    @property
+    def tuning_constants(self) -> NDArray[np.bool_]:
+        """Which of the tuning features are a category's constant."""
+        return self.recipe.tuning_constants(ids=len(self.stimulus_ids))
+
     def encoded(self, moments: Moments) -> NDArray[np.float32]:
         """Features ``(n, width)`` of each moment's stimulus."""
         if not len(moments):

@@ -47,6 +47,7 @@ def extend(bundle: Bundle, recording: Recording, *, path: Path) -> Bundle:
         quantities(trials, signal_scale=manifest.signal_scale),
         trials.valid,
         population=old.population_tuning.astype(np.float64),
+        constant=vocabulary.tuning_constants,
         strength=manifest.tuning_strength,
     )
     f0_range, noise_range = seen_ranges(trials)

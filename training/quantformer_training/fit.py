@@ -235,8 +235,11 @@ class _Parts:
         valid = np.concatenate([trials.valid for trials in sets])
         block = np.concatenate([trials.moments.trial for trials in sets])
         judged = np.concatenate([~trials.moments.pseudo for trials in sets])
-        tuning = fit_tuning(features, values, valid, block, judged=judged)
-        neuron, population = out_of_fold(features, values, valid, block, strength=tuning.strength)
+        constant = self.vocabulary.tuning_constants
+        tuning = fit_tuning(features, values, valid, block, constant=constant, judged=judged)
+        neuron, population = out_of_fold(
+            features, values, valid, block, constant=constant, strength=tuning.strength
+        )
         cut = len(sets[0].moments)
         real, pseudo = (
             ExampleSource(self.reader, trials, vocabulary=self.vocabulary, signal_scale=scale, tuning=known)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from quantformer.forecaster import Forecaster, ResponseAnswer
+from quantformer.forecaster import Forecaster, ResponseAnswer, known_beforehand
 from quantformer.losses import activation_loss
 from quantformer.patches import from_patches, to_patches
 from quantformer.tokens import TaskTokens
@@ -51,7 +51,7 @@ class JointModel(nn.Module):
         activation, response, config = self.forecaster.activation, self.forecaster.response, self.forecaster.config
         encoder = activation.encoder
         neuron = self.tokens.neuron(rows.neuron)
-        known = activation.known(torch.cat([rows.tuning, rows.level], dim=1))
+        known = activation.known(known_beforehand(rows.tuning, rows.level))
         stimulus = self.tokens.stimulus(rows.features, rows.stimulus) + known
         told = torch.stack([activation.cls_token.expand_as(neuron), neuron, stimulus], dim=1)
         patches = encoder.embedding(to_patches(rows.baseline, patch_frames=config.patch_frames))

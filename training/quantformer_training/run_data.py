@@ -146,8 +146,9 @@ class RunData:
         valid = np.concatenate([one.valid for one in sets])
         block = np.concatenate([one.moments.trial for one in sets])
         judged = np.concatenate([~one.moments.pseudo for one in sets])
-        tuning = fit_tuning(features, values, valid, block, judged=judged)
-        neuron, population = out_of_fold(features, values, valid, block, strength=tuning.strength)
+        constant = self.vocabulary.tuning_constants
+        tuning = fit_tuning(features, values, valid, block, constant=constant, judged=judged)
+        neuron, population = out_of_fold(features, values, valid, block, constant=constant, strength=tuning.strength)
         cut = len(sets[0].moments)
         return {
             "train": self._part(sets[0], first, (neuron[:cut], population[:cut])),

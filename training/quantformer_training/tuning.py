@@ -16,7 +16,9 @@ from quantformer.config import TUNING_BINS
 from quantformer_training.trials import Trials
 
 #: Strengths tried for the pull of a neuron's coefficients towards the population's, in trials.
-STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0)
+STRENGTHS = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+#: At most so hard, in trials, is a neuron's own mean pulled: few trials tell how active it is, many how it is tuned.
+MEAN_STRENGTH = 1.0
 FOLDS = 10
 
 Floats = NDArray[np.float64]
@@ -57,20 +59,22 @@ def fit_tuning(
     valid: NDArray[np.bool_],
     block: NDArray[np.int64],
     *,
+    constant: NDArray[np.bool_],
     judged: NDArray[np.bool_],
 ) -> Tuning:
-    """Regress values ``(n, neurons, q)`` on features ``(n, f)``; ``block`` numbers the presentation of each row.
+    """Regress values ``(n, neurons, q)`` on features ``(n, f)``, of which ``constant`` ``(f,)`` are a category's constant;
+    ``block`` numbers the presentation of each row.
 
     The strength of the pull is the one with the smallest out-of-fold squared error on the rows ``judged`` (real onsets).
     """
     counted = valid & judged[:, None]
     errors = np.zeros(len(STRENGTHS))
-    for out, rest in _folds(features, values, valid, block):
+    for out, rest in _folds(features, values, valid, block, constant=constant):
         for number, strength in enumerate(STRENGTHS):
             made = np.einsum("nf,kqf->nkq", features[out], rest.neurons(strength))
             errors[number] += float(np.square(made - values[out])[counted[out]].sum())
     strength = STRENGTHS[int(np.argmin(errors))]
-    whole = _Normal.of(features, values, valid)
+    whole = _Normal.of(features, values, valid, constant=constant)
     return Tuning(neuron=whole.neurons(strength), population=whole.population, strength=strength)
 
 
@@ -80,6 +84,7 @@ def out_of_fold(
     valid: NDArray[np.bool_],
     block: NDArray[np.int64],
     *,
+    constant: NDArray[np.bool_],
     strength: float,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """What `Tuning` would say of each training row had its presentation not been fitted: neurons' and population's.
@@ -87,17 +92,23 @@ def out_of_fold(
     Without this the network would learn to trust numbers that contain the answer.
     """
     neuron, population = np.zeros(values.shape, np.float32), np.zeros((len(values), values.shape[2]), np.float32)
-    for out, rest in _folds(features, values, valid, block):
+    for out, rest in _folds(features, values, valid, block, constant=constant):
         neuron[out] = np.einsum("nf,kqf->nkq", features[out], rest.neurons(strength))
         population[out] = features[out] @ rest.population.T
     return neuron, population
 
 
 def tune_neurons(
-    features: NDArray[np.float32], values: Floats, valid: NDArray[np.bool_], *, population: Floats, strength: float
+    features: NDArray[np.float32],
+    values: Floats,
+    valid: NDArray[np.bool_],
+    *,
+    population: Floats,
+    constant: NDArray[np.bool_],
+    strength: float,
 ) -> Floats:
     """Coefficients ``(neurons, 9, features)`` of neurons whose trials are these, pulled towards ``population``."""
-    return _Normal.around(features, values, valid, population=population).neurons(strength)
+    return _Normal.around(features, values, valid, population=population, constant=constant).neurons(strength)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,9 +121,12 @@ class _Normal:
     gram: Floats
     pattern: NDArray[np.intp]
     moment: Floats
+    constant: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, features: NDArray[np.float32], values: Floats, valid: NDArray[np.bool_]) -> _Normal:
+    def of(
+        cls, features: NDArray[np.float32], values: Floats, valid: NDArray[np.bool_], *, constant: NDArray[np.bool_]
+    ) -> _Normal:
         """Population by ridge on the mean over neurons."""
         x = features.astype(np.float64)
         weight = valid.astype(np.float64)
@@ -121,11 +135,17 @@ class _Normal:
         seen = (count > 0).astype(np.float64)
         gram = (x * seen[:, None]).T @ x + 0.5 * np.eye(x.shape[1])
         population = np.linalg.solve(gram, (x * seen[:, None]).T @ mean).T
-        return cls.around(features, values, valid, population=population)
+        return cls.around(features, values, valid, population=population, constant=constant)
 
     @classmethod
     def around(
-        cls, features: NDArray[np.float32], values: Floats, valid: NDArray[np.bool_], *, population: Floats
+        cls,
+        features: NDArray[np.float32],
+        values: Floats,
+        valid: NDArray[np.bool_],
+        *,
+        population: Floats,
+        constant: NDArray[np.bool_],
     ) -> _Normal:
         """About a population that is given."""
         x = features.astype(np.float64)
@@ -133,28 +153,32 @@ class _Normal:
         patterns, pattern = np.unique(valid.T, axis=0, return_inverse=True)
         gram = np.stack([x[rows].T @ x[rows] for rows in patterns])
         moment = np.tensordot(residual, x, axes=(0, 0)).transpose(0, 2, 1)
-        return cls(population=population, gram=gram, pattern=pattern.reshape(-1), moment=moment)
+        return cls(population=population, gram=gram, pattern=pattern.reshape(-1), moment=moment, constant=constant)
 
     def neurons(self, strength: float) -> Floats:
         """Coefficients ``(neurons, q, f)`` at a strength of the pull."""
         made = np.empty_like(self.moment)
+        pull = np.diag(np.where(self.constant, min(strength, MEAN_STRENGTH), strength))
         for number, gram in enumerate(self.gram):
             here = self.pattern == number
             right = self.moment[here]
-            solved = np.linalg.solve(
-                gram + strength * np.eye(len(gram)), right.transpose(1, 0, 2).reshape(len(gram), -1)
-            )
+            solved = np.linalg.solve(gram + pull, right.transpose(1, 0, 2).reshape(len(gram), -1))
             made[here] = solved.reshape(len(gram), len(right), -1).transpose(1, 0, 2)
         tuned: Floats = self.population + made.transpose(0, 2, 1)
         return tuned
 
 
 def _folds(
-    features: NDArray[np.float32], values: Floats, valid: NDArray[np.bool_], block: NDArray[np.int64]
+    features: NDArray[np.float32],
+    values: Floats,
+    valid: NDArray[np.bool_],
+    block: NDArray[np.int64],
+    *,
+    constant: NDArray[np.bool_],
 ) -> Iterator[tuple[NDArray[np.bool_], _Normal]]:
     """Rows left out, and the regression on the others, fold by fold; a presentation's rows are left out together."""
     blocks, which = np.unique(block, return_inverse=True)
     fold = which.reshape(-1) % min(FOLDS, len(blocks))
     for number in range(int(fold.max()) + 1):
         out = fold == number
-        yield out, _Normal.of(features[~out], values[~out], valid[~out])
+        yield out, _Normal.of(features[~out], values[~out], valid[~out], constant=constant)

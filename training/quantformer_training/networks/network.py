@@ -10,8 +10,9 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from quantformer.config import LEVEL_QUANTITIES, TUNING_QUANTITIES, ModelConfig
+from quantformer.config import KNOWN_QUANTITIES, ModelConfig
 from quantformer.errors import DataError, MissingExtraError, UsageError
+from quantformer.forecaster import known_beforehand
 from quantformer.losses import activation_loss
 from quantformer.tokens import TaskTokens
 from quantformer_training.examples import Examples
@@ -66,13 +67,13 @@ class Context(nn.Module):
         self.tokens = TaskTokens(
             neurons=config.neurons, feature_width=config.feature_width, stimulus_ids=config.stimulus_ids, d=config.d
         )
-        self.known = nn.Linear(TUNING_QUANTITIES + LEVEL_QUANTITIES, config.d)
+        self.known = nn.Linear(KNOWN_QUANTITIES, config.d)
         self.mix = nn.Sequential(nn.Linear(config.d, config.d), nn.GELU(), nn.Linear(config.d, config.d))
 
     def forward(self, rows: Examples) -> Tensor:
         """``[B, d]``. A neuron's answer to a stimulus is no sum of both, hence the small network on top of the sum."""
         told = self.tokens.neuron(rows.neuron) + self.tokens.stimulus(rows.features, rows.stimulus)
-        told = told + self.known(torch.cat([rows.tuning, rows.level], dim=1))
+        told = told + self.known(known_beforehand(rows.tuning, rows.level))
         mixed: Tensor = told + self.mix(told)
         return mixed
 
