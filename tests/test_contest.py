@@ -68,7 +68,9 @@ def test_every_model_is_scored_on_the_same_rows(entries: dict[str, Entry]) -> No
 def test_figures_are_numbers_where_they_are_defined(entries: dict[str, Entry]) -> None:
     for name, entry in entries.items():
         undefined = {metric for metric, value in figures(entry).items() if not np.isfinite(value)}
-        known = {metric for metric in undefined if metric.startswith(MAYBE_UNDEFINED) or (name == "zero" and "r" in metric)}
+        known = {
+            metric for metric in undefined if metric.startswith(MAYBE_UNDEFINED) or (name == "zero" and "r" in metric)
+        }
         assert undefined == known, name
         for metric in ("log_loss", "brier", "auroc", "skill_at_lead_0"):
             assert entry.task == "forecast" or np.isfinite(entry.metrics[metric]), metric
@@ -103,6 +105,37 @@ def test_an_ablation_is_given_the_plain_auto_encoder(study: dict[str, Any]) -> N
     (entry,) = contest(models=("ablation_autoencoder",), **study)
     assert entry.failure == ""
     assert np.isfinite(entry.metrics["mse"])
+
+
+def test_other_meanings_of_active_change_the_label_and_nothing_else(
+    study: dict[str, Any], entries: dict[str, Entry]
+) -> None:
+    for label in ("absolute", "evoked"):
+        ours, rate = contest(models=("quantformer", "neuron_stimulus_rate"), label=label, **study)
+        assert (ours.failure, rate.failure) == ("", "")
+        usual = entries["neuron_stimulus_rate"]
+        found, before = rate.arrays["active"].astype(int), usual.arrays["active"].astype(int)
+        # What is active by its signed mean is so by its absolute one; what only went on decaying is not evoked.
+        assert (found >= before).all() if label == "absolute" else (found != before).any()
+        np.testing.assert_array_equal(rate.arrays["trial"], usual.arrays["trial"])
+        assert rate.metrics["log_loss_skill"] == pytest.approx(0.0), "the reference is the rate of this label"
+        assert ours.metrics["active_fraction"] == rate.metrics["active_fraction"] == rate.arrays["active"].mean()
+        # A forecast has no label: none is told a second time.
+        assert not {"mse", "crps"} & set(ours.metrics)
+        assert "squared_error" not in ours.arrays
+
+
+def test_every_forecast_is_a_distribution_and_keeps_what_is_shown(entries: dict[str, Entry]) -> None:
+    for name, entry in entries.items():
+        if entry.task == "activation":
+            assert not {"crps", "interval_coverage"} & set(entry.metrics)
+            assert "shown_row" not in entry.arrays
+            continue
+        assert 0.0 < entry.metrics["crps"] < entry.metrics["mae"] * 1.5, name
+        assert 0.0 < entry.metrics["interval_coverage"] < 1.0
+        assert entry.metrics["interval_width"] > 0.0
+        np.testing.assert_array_equal(entry.arrays["shown_row"], entries["quantformer"].arrays["shown_row"])
+        assert entry.arrays["shown_forecast"].shape == (len(entry.arrays["shown_row"]), 64)
 
 
 def test_models_and_mice_that_are_not_there_are_refused(study: dict[str, Any]) -> None:
@@ -227,9 +260,13 @@ def test_labels_permuted_within_neuron_and_stimulus_teach_nothing(
         assert abs(found - 0.5) < 3 * np.std(null)
 
 
-@pytest.mark.parametrize("kind", ["one neuron", "two that are heard in the test part alone, or until then", "back to back"])
+@pytest.mark.parametrize(
+    "kind", ["one neuron", "two that are heard in the test part alone, or until then", "back to back"]
+)
 def test_poor_recordings_give_figures_for_every_kind_of_model(tmp_path: Path, study: dict[str, Any], kind: str) -> None:
-    recording = small_recording(neurons=1 if kind == "one neuron" else 3, trials=60, period_s=2.0 if "back" in kind else 3.0)
+    recording = small_recording(
+        neurons=1 if kind == "one neuron" else 3, trials=60, period_s=2.0 if "back" in kind else 3.0
+    )
     if "heard" in kind:
         start = split_of(write_session(recording, tmp_path / "whole"), category=GRATING).test[0][0]
         traces = recording.fluorescence.copy()
@@ -241,4 +278,6 @@ def test_poor_recordings_give_figures_for_every_kind_of_model(tmp_path: Path, st
     made = contest(models=models, **{**study, "sessions": (str(tmp_path / session.name),), "mouse": "nobody"})
     for entry in made:
         assert entry.failure == "", entry.model
-        assert np.isfinite([entry.metrics[name] for name in ("mse", "log_loss") if name in entry.metrics]).all(), entry.model
+        assert np.isfinite([entry.metrics[name] for name in ("mse", "log_loss") if name in entry.metrics]).all(), (
+            entry.model
+        )

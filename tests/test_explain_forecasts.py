@@ -13,22 +13,20 @@ from small_fit import fitted
 
 from quantformer.errors import DataError
 from quantformer_training.examples import Examples
-from quantformer_training.explain.forecasts import (
-    OWN,
-    ForecastExamples,
-    choose_rows,
-    draw_forecasts,
-    forecast_examples,
-)
+from quantformer_training.explain import chosen
+from quantformer_training.explain.chosen import Competitor, ForecastScore, choose_rows, shown_forecasts
+from quantformer_training.explain.forecasts import OWN, ForecastExamples, draw_forecasts, forecast_examples
 
 
 def rows() -> Examples:
     return fitted().source(fitted().real["test"]).at_lead(0)
 
 
-def competitors() -> dict[str, np.ndarray]:
-    count = len(rows())
-    return {"row number": np.repeat(np.arange(float(count))[:, None], 64, axis=1), "nothing": np.zeros((count, 64))}
+def competitors() -> dict[str, Competitor]:
+    happened = rows().response.numpy()
+    number = np.repeat(np.arange(float(len(happened)))[:, None], 64, axis=1)
+    told = {"row number": number, "nothing": np.zeros_like(happened)}
+    return {name: Competitor.scored(forecasts, happened) for name, forecasts in told.items()}
 
 
 def made(examples: Examples | None = None, *, seed: int = 0) -> ForecastExamples:
@@ -56,6 +54,30 @@ def test_one_active_row_comes_from_each_third_by_size(seed: int, active: int, in
     ranked = np.sort(size[label])
     for row, part in zip(shown, np.array_split(ranked, 3), strict=False):
         assert part[0] <= size[row] <= part[-1]
+
+
+@pytest.mark.parametrize("most", [10_000, 37])
+def test_a_run_keeps_its_forecasts_of_the_very_rows_that_are_shown(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    monkeypatch.setattr(chosen, "MOST_ROWS", most)
+    examples = rows()
+    happened, active = examples.response.numpy(), examples.active.numpy()
+    # The figure asks about an even choice of the test rows, the run about all of them.
+    looked_at = fitted().source(fitted().real["test"]).at_lead(0, most=most)
+    forecasts = np.repeat(np.arange(len(happened), dtype=np.float32)[:, None], 64, axis=1)
+    for seed in range(4):
+        kept, told = shown_forecasts(forecasts, happened, active, seed=seed)
+        competitor = Competitor(
+            rows=tuple(kept.tolist()), forecasts=told.astype(np.float64), score=ForecastScore(mse=1.0, r=0.5)
+        )
+        found = forecast_examples(
+            fitted().model, looked_at, category="g", interval=fitted().calibrated.interval, competitors={"it": competitor},
+            seed=seed,
+        )  # fmt: skip
+        for example in found.examples:
+            row = int(example.forecasts["it"][0])
+            assert np.allclose(example.happened, happened[row])
+            assert example.active == active[row]
+        assert found.scores["it"] == competitor.score
 
 
 def test_other_seeds_draw_other_rows() -> None:
@@ -114,11 +136,13 @@ def test_every_curve_is_drawn() -> None:
 
 
 def test_forecasts_of_other_rows_are_refused() -> None:
-    wrong = {"short": np.zeros((3, 64))}
-    interval = fitted().calibrated.interval
-    with pytest.raises(DataError, match=r"'short' have shape \(3, 64\)"):
-        forecast_examples(fitted().model, rows(), category="g", interval=interval, competitors=wrong, seed=0)
-    twice, none = {OWN: np.zeros((len(rows()), 64))}, rows().select(torch.arange(0))
+    interval, happened = fitted().calibrated.interval, rows().response.numpy()
+    with pytest.raises(DataError, match=r"forecasts have shape \(3, 64\)"):
+        Competitor.scored(np.zeros((3, 64)), happened)
+    few = {"few": Competitor(rows=(), forecasts=np.zeros((0, 64)), score=ForecastScore(mse=0.0, r=0.0))}
+    with pytest.raises(DataError, match="no forecast of row"):
+        forecast_examples(fitted().model, rows(), category="g", interval=interval, competitors=few, seed=0)
+    twice, none = {OWN: competitors()["nothing"]}, rows().select(torch.arange(0))
     with pytest.raises(DataError, match="own name"):
         forecast_examples(fitted().model, rows(), category="g", interval=interval, competitors=twice, seed=0)
     with pytest.raises(DataError, match="g: no row"):

@@ -12,13 +12,13 @@ from functools import cache
 from pathlib import Path
 
 import matplotlib.image
-import numpy as np
 import pytest
 import torch
 from small_fit import fitted
 from small_model import tiny_model
 
 from quantformer.errors import DataError
+from quantformer_training.explain.chosen import Competitor
 from quantformer_training.explain.gallery import Explained, Gallery, draw_all
 
 NAMES = [
@@ -34,11 +34,10 @@ def explained() -> dict[str, Explained]:
     fit = fitted()
     train, test = (fit.source(fit.real[part]).at_lead(0) for part in ("train", "test"))
     half = Explained(model=fit.model, interval=fit.calibrated.interval, train=train, test=test)
+    nothing = Competitor.scored(torch.zeros(len(test) // 2, 64).numpy(), test.response[: len(test) // 2].numpy())
     first, second = torch.arange(len(test) // 2), torch.arange(len(test) // 2, len(test))
     return {
-        "drifting_gratings": replace(
-            half, test=test.select(first), competitors={"nothing <&>": np.zeros((len(first), 64))}
-        ),
+        "drifting_gratings": replace(half, test=test.select(first), competitors={"nothing <&>": nothing}),
         HOSTILE: replace(half, test=test.select(second)),
     }
 

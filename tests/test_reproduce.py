@@ -12,15 +12,17 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from brainlm_files import published
 from small_recording import GRATING
-from tiny_study import EXTENT, SCARCE, TINY, tiny_cohort
+from tiny_study import EXTENT, SCARCE, SCENES, TINY, tiny_cohort
 
 from quantformer.errors import DataError
 from quantformer_training.cohort import Cohort
 from quantformer_training.jobs import Job
 from quantformer_training.reproduce.execute import Execution
 from quantformer_training.reproduce.plan import PlannedContest, Pretraining
-from quantformer_training.reproduce.reproduction import reproduce
+from quantformer_training.reproduce.reproduction import _weights, reproduce
 from quantformer_training.reproduce.work import Step
 from quantformer_training.run_store import RunStore
 
@@ -28,9 +30,15 @@ from quantformer_training.run_store import RunStore
 PATIENCE_S = 120.0
 
 
-def execution(cohort: Cohort, out: Path, *, processes: int = 1) -> Execution:
+def execution(cohort: Cohort, out: Path, *, processes: int = 1, brainlm: Path | None = None) -> Execution:
     return Execution(
-        cohort=cohort, recordings=out / "recordings", out=out, extent=EXTENT, seed=0, processes=processes
+        cohort=cohort,
+        recordings=out / "recordings",
+        out=out,
+        extent=EXTENT,
+        seed=0,
+        processes=processes,
+        brainlm=brainlm,
     )
 
 
@@ -53,7 +61,13 @@ def test_a_table_from_start_to_report_and_nothing_is_run_twice(tmp_path: Path) -
     assert "quantformer reproduce table3" in page
     assert "://" not in page
     text = (tmp_path / "summary.md").read_text()
-    for said in ("Data: simulated (2 mice, 2 recordings)", "seed: 0", "machine", "77.66 ± 3.78", "minutes of pre-training"):
+    for said in (
+        "Data: simulated (2 mice, 2 recordings)",
+        "seed: 0",
+        "machine",
+        "77.66 ± 3.78",
+        "minutes of pre-training",
+    ):
         assert said in text
     records = [json.loads(line) for line in (tmp_path / "tables" / "table3.jsonl").read_text().splitlines()]
     rows = {record["row"]: record for record in records if record["metric"] == "balanced_accuracy"}
@@ -75,9 +89,50 @@ def test_a_table_from_start_to_report_and_nothing_is_run_twice(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_our_table_on_one_recording_has_intervals_over_its_trials_and_the_figures_are_drawn_once(tmp_path: Path) -> None:
-    cohort = tiny_cohort(tmp_path / "recordings", mice=1)
+def test_what_is_left_out_and_what_is_searched_over_become_tables_that_say_what_is_missing(tmp_path: Path) -> None:
+    cohort = tiny_cohort(tmp_path / "recordings", scenes=True)
     here = execution(cohort, tmp_path)
+    made = reproduce(
+        ["table4", "tableA2", "tableA3"], execution=here, effort=TINY, command="", report=lambda step: None
+    )
+    assert {run.key: run.failure for run in here.store.runs() if run.failure} == {}
+    assert made.failed == 0
+    # Each mouse and each category left out once, and the sizes that differ from the default.
+    left_out = {
+        (run.key.mouse, run.key.category, run.key.variant) for run in here.store.runs() if run.key.table == "left_out"
+    }
+    assert left_out == {
+        ("m0", GRATING, "subjects"),
+        ("m1", GRATING, "subjects"),
+        ("m0", GRATING, "stimuli"),
+        ("m0", SCENES, "stimuli"),
+    }
+    assert {run.key.variant for run in here.store.runs() if run.key.table == "search"} == {"k=4", "d=32"}
+    ours = {
+        "table4": {"quantformer", "quantformer_paper"} | {
+            f"quantformer{design}/{kind}" for design in ("", "_paper") for kind in ("subjects", "stimuli")
+        },
+        "tableA2": {f"quantformer{design}/{size}" for design in ("", "_paper") for size in ("k=4", "k=8", "d=16", "d=32")},
+    }  # fmt: skip
+    ours["tableA3"] = ours["tableA2"]
+    for name, rows in ours.items():
+        records = [json.loads(line) for line in (tmp_path / "tables" / f"{name}.jsonl").read_text().splitlines()]
+        assert {record["row"] for record in records if not record["missing"]} == rows
+        assert {record["missing"] for record in records} == ({""} if name == "table4" else {"", "not run"})
+        assert all(
+            record["mean"] is not None for record in records if record["row"] in rows and record["metric"] != "f1"
+        )
+    text = (tmp_path / "tables" / "tableA2.md").read_text()
+    assert "| K = 512 | not run | 0.027 ± 0.016 |" in text
+    assert "no run of ours was asked for, or could be had: K = 16, K = 32" in text
+
+
+@pytest.mark.slow
+def test_our_table_on_one_recording_has_intervals_over_its_trials_and_the_figures_are_drawn_once(
+    tmp_path: Path,
+) -> None:
+    cohort = tiny_cohort(tmp_path / "recordings", mice=1)
+    here = execution(cohort, tmp_path, brainlm=published(tmp_path / "brainlm"))
     made = reproduce(["ours", "table2", "figures"], execution=here, effort=TINY, command="", report=lambda step: None)
     failures = {run.key.model: run.failure for run in here.store.runs() if run.failure}
     assert (made.failed, failures) == (0, {})
@@ -87,13 +142,28 @@ def test_our_table_on_one_recording_has_intervals_over_its_trials_and_the_figure
     text = (tmp_path / "summary.md").read_text()
     assert "### Within one recording" in text
     assert "Table 2: forecasting, gradient-normalised, paper-compatible (simulated data)" in text
+    # The paper's BrainLM-ft beside ours, and on which terms.
+    assert "CC BY-NC-ND 4.0: not for commercial use" in text
+    records = [json.loads(line) for line in (tmp_path / "tables" / "table2.jsonl").read_text().splitlines()]
+    (finetuned,) = (one for one in records if (one["row"], one["metric"]) == ("brainlm_finetuned", "normalised_mse"))
+    assert finetuned["mean"] is not None
+    assert finetuned["paper_mean"] == 0.457
     lines = [json.loads(line) for line in (tmp_path / "tables" / "ours_within.jsonl").read_text().splitlines()]
     assert {"lstm", "ridge", "logistic"} < {line["model"] for line in lines}
+
+    # The others' forecasts stand in them.
+    (drawn_examples,) = (tmp_path / "figures").glob("forecasts_*.svg")
+    for title in ("Crossformer", "LSTM", "ridge", "BrainLM, fine-tuned"):
+        assert f">{title}<" in drawn_examples.read_text(), title
+    assert "Of the others, over all rows that they were tested on: Crossformer MSE" in text
+    tables = {path.stem for path in (tmp_path / "tables").glob("ours*.md")}
+    assert {"ours_interval", "ours_label_signed", "ours_label_absolute"} <= tables
 
     # The figures are there: what draws them is not even started.
     drawn = {path: path.stat().st_mtime_ns for path in (tmp_path / "figures").iterdir()}
     steps = list[Step]()
-    assert reproduce(["figures"], execution=execution(cohort, tmp_path), effort=TINY, command="", report=steps.append).made == 0
+    again = execution(cohort, tmp_path, brainlm=tmp_path / "brainlm")
+    assert reproduce(["figures"], execution=again, effort=TINY, command="", report=steps.append).made == 0
     assert [step.name for step in steps] == [""]
     assert drawn == {path: path.stat().st_mtime_ns for path in (tmp_path / "figures").iterdir()}
 
@@ -114,6 +184,32 @@ def test_only_what_another_effort_touches_is_made_again(tmp_path: Path) -> None:
     (tmp_path / "pretrained" / next((tmp_path / "pretrained").iterdir()).name / "pretrained.pt").unlink()
     assert here(cohort, tmp_path).run([spent], report=lambda step: None).made == 0
     assert here(cohort, tmp_path).run([contest("last_frames")], report=lambda step: None).made == 2
+
+
+def test_published_weights_are_one_more_model_and_other_weights_another_run(tmp_path: Path) -> None:
+    cohort = tiny_cohort(tmp_path / "recordings", mice=1)
+    wanted = contest("brainlm_finetuned")
+    without = execution(cohort, tmp_path)
+    (refused,) = without.run([wanted], report=lambda step: None).runs
+    assert "needs the published weights, which are not part of this project" in refused.failure
+    assert _weights(["table1"], without) == [
+        ("BrainLM, fine-tuned", "absent: its published weights were not given (--brainlm DIR)")
+    ]
+    here = execution(cohort, tmp_path, brainlm=published(tmp_path / "brainlm"))
+    (made,) = here.run([wanted], report=lambda step: None).runs
+    assert made.failure == ""
+    assert made.metrics["mse"] > 0
+    ((name, said),) = _weights(["ours"], here)
+    assert name == "BrainLM, fine-tuned"
+    assert said.startswith("from the user's copy of the published weights (CC BY-NC-ND 4.0: not for commercial use")
+    assert _weights(["table3", "figures"], here) == [], "no row of theirs"
+    assert execution(cohort, tmp_path, brainlm=tmp_path / "brainlm").run([wanted], report=lambda step: None).made == 0
+    weights = {"vit.layernorm.bias": torch.full((8,), 0.5)}
+    other = execution(cohort, tmp_path, brainlm=published(tmp_path / "other", **weights))
+    assert other.run([wanted], report=lambda step: None).made == 1
+    with pytest.raises(DataError, match=r"config\.json does not exist"):
+        reproduce(["table1"], execution=execution(cohort, tmp_path, brainlm=tmp_path), effort=TINY, command="",
+                  report=lambda step: None)  # fmt: skip
 
 
 def test_what_cannot_be_used_is_left_out_with_its_reason_and_the_rest_goes_on(tmp_path: Path) -> None:

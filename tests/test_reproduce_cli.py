@@ -18,7 +18,10 @@ from quantformer_training.reproduce.work import Step
     [
         (["tabel2", "--data", "simulated"], "there is no table 'tabel2'; the nearest is 'table2'"),
         (["table2", "--data", "simulated", "more.npz"], "either 'simulated', with --mice and --neurons, or recordings"),
-        (["table2", "--data", "some.npz", "--mice", "3"], "either 'simulated', with --mice and --neurons, or recordings"),
+        (
+            ["table2", "--data", "some.npz", "--mice", "3"],
+            "either 'simulated', with --mice and --neurons, or recordings",
+        ),
         (["table2"], "--data"),
         (["table2", "--data", "simulated", "--processes", "0"], "processes 1 or more"),
         (["table2", "--data", "simulated", "--preset", "large"], "invalid choice: 'large'"),
@@ -32,10 +35,24 @@ def test_what_makes_no_sense_is_refused_in_a_line(arguments: list[str], says: st
     assert not (tmp_path / "out").exists()
 
 
+def test_weights_that_are_not_there_are_told_before_anything_is_made(tmp_path: Path) -> None:
+    weights, out = str(tmp_path / "nowhere"), tmp_path / "out"
+    done = command("reproduce", "table2", "--data", "simulated", "--brainlm", weights, "--out", str(out))
+    assert done.returncode == 3
+    assert "nowhere/config.json does not exist; BrainLM's weights (CC BY-NC-ND 4.0" in done.stderr
+    assert not out.exists()
+
+
 def test_data_of_which_nothing_can_be_used_is_refused_with_every_reason(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no recording at all")
     done = command(
-        "reproduce", "table1", "--data", str(tmp_path / "notes.txt"), str(tmp_path / "none.npz"), "--out", str(tmp_path / "out")
+        "reproduce",
+        "table1",
+        "--data",
+        str(tmp_path / "notes.txt"),
+        str(tmp_path / "none.npz"),
+        "--out",
+        str(tmp_path / "out"),
     )
     assert done.returncode == 3
     assert "notes.txt" in done.stderr

@@ -6,7 +6,7 @@ import pytest
 from small_recording import GRATING
 
 from quantformer.errors import UsageError
-from quantformer_training.contest import LEADS, MODELS
+from quantformer_training.contest import BRAINLM_FINETUNED, LEADS, MODELS
 from quantformer_training.effort import EFFORTS
 from quantformer_training.reproduce.names import TABLES, asked_tables
 from quantformer_training.reproduce.plan import (
@@ -26,7 +26,9 @@ EFFORT, EXTENT = EFFORTS["small"], EXTENTS["small"]
 SHOWN = {"a": (GRATING, "natural_scenes"), "b": (GRATING,), "c": ("natural_scenes", GRATING)}
 
 
-def planned(*tables: str, preset: str = "small", shown: dict[str, tuple[str, ...]] = SHOWN) -> tuple[PlannedContest, ...]:
+def planned(
+    *tables: str, preset: str = "small", shown: dict[str, tuple[str, ...]] = SHOWN
+) -> tuple[PlannedContest, ...]:
     return plan(tables, shown=shown, effort=EFFORTS[preset], extent=EXTENTS[preset])
 
 
@@ -48,8 +50,19 @@ def test_tables_share_their_runs() -> None:
     assert sorted(places) == sorted((mouse, category) for mouse, shown in SHOWN.items() for category in shown)
     assert [one.category for one in together if one.group == "pooled"] == [GRATING, "natural_scenes"]
     (first, *_) = together
-    assert first.models == tuple(name for name in MODELS if not is_ablation(name))
+    assert first.models == tuple(name for name in MODELS if not is_ablation(name) and name != BRAINLM_FINETUNED)
     assert len(pretrainings(together)) == 1
+
+
+def test_published_weights_are_fine_tuned_where_the_user_has_them_and_a_table_has_their_row() -> None:
+    def models(*tables: str, brainlm: bool) -> set[str]:
+        made = plan(tables, shown=SHOWN, effort=EFFORT, extent=EXTENT, brainlm=brainlm)
+        return {name for one in made for name in one.models}
+
+    for tables in (("ours",), ("table1",), ("table2",), ("tableA4",)):
+        assert models(*tables, brainlm=True) - models(*tables, brainlm=False) == {BRAINLM_FINETUNED}
+        assert {"brainlm", BRAINLM_FINETUNED} <= {name for table in tables for name in models_of(table)}
+    assert models("table3", "table4", "tableA2", brainlm=True) == models("table3", "table4", "tableA2", brainlm=False)
 
 
 def test_a_table_of_one_task_needs_no_model_of_the_other() -> None:
@@ -79,7 +92,9 @@ def test_leaving_out_covers_every_mouse_and_category_with_an_auto_encoder_each()
     assert len(stimuli) == 5
     assert len(pretrainings(contests)) == 5
     # What is left must be something.
-    assert [one.variant for one in planned("table4", shown={"a": SHOWN["a"]}) if one.group == "left_out"] == ["stimuli"] * 2
+    assert [one.variant for one in planned("table4", shown={"a": SHOWN["a"]}) if one.group == "left_out"] == [
+        "stimuli"
+    ] * 2
     # Each is compared with the same model from which nothing was left out.
     whole = {(one.mouse, one.category) for one in planned("table4") if one.group == "models"}
     assert {(one.mouse, one.category) for one in planned("table4") if one.group == "left_out"} <= whole

@@ -10,13 +10,14 @@ from tiny_study import TINY
 
 from quantformer_training.reproduce.pace import Pace
 from quantformer_training.reproduce.tables import places_left_out, tables_of
+from quantformer_training.result_formats import markdown
 from quantformer_training.result_tables import ResultTable
 from quantformer_training.run_store import Run, RunKey
 
 SCORES = {
     "balanced_accuracy": 0.7, "f1": 0.6, "normalised_mse": 0.02, "normalised_mae": 0.1, "normalised_smape": 0.6,
     "normalised_ssim": 0.1, "absolute_r": 0.3, "log_loss_skill": 0.2, "mse": 0.01, "calibration_slope": 0.8,
-    "calibration_intercept": -0.1,
+    "calibration_intercept": -0.1, "crps": 0.05, "interval_coverage": 0.7, "active_fraction": 0.15,
 }  # fmt: skip
 
 
@@ -56,6 +57,11 @@ RUNS = [
     run("quantformer", group="search", variant="k=4"),
     run("quantformer", group="search", variant="d=32"),
     run("quantformer", group="pooled", mouse="pooled"),
+    *(
+        run(model, group="labels", variant=label)
+        for label in ("absolute", "evoked")
+        for model in ("quantformer", "logistic")
+    ),
 ]
 
 
@@ -114,11 +120,41 @@ def test_the_search_shows_the_default_under_both_sizes() -> None:
 
 def test_our_tables_tell_how_far_calibration_is_off_and_pooled_mice_apart() -> None:
     tables = {table.name: table for table in tables_of("ours", RUNS, effort=TINY)}
-    assert list(tables) == ["ours_activation", "ours_forecast", "ours_stimulus", "ours_lead", "ours_pooled"]
+    assert list(tables) == [
+        "ours_activation", "ours_forecast", "ours_interval", "ours_label_signed", "ours_label_absolute",
+        "ours_label_evoked", "ours_pooled",
+    ]  # fmt: skip
     cells = next(row for row in tables["ours_activation"].rows if row.key == "quantformer").cells
     assert cells["calibration_slope_off"].mean == pytest.approx(1 - 0.82)
     assert cells["calibration_intercept_off"].mean == pytest.approx(0.08)
     assert tables["ours_pooled"].reference == ""
+    (ours,) = (row for row in tables["ours_interval"].rows if row.key == "quantformer")
+    assert ours.cells["interval_coverage_off"].mean == pytest.approx(0.8 - 0.72)
+
+
+def test_each_meaning_of_active_has_its_own_table_with_its_base_rate_on_the_places_where_all_were_run() -> None:
+    tables = {table.name: table for table in tables_of("ours", RUNS, effort=TINY)}
+    for label in ("signed", "absolute", "evoked"):
+        table = tables[f"ours_label_{label}"]
+        assert f"the label {label}" in table.title
+        assert set(rows(table)) == {"quantformer", "logistic"}
+        assert table.reference == "quantformer"
+        assert {row.cells["log_loss_skill"].places for row in table.rows} == {1}
+        assert table.notes[0] == "Base rate: 17.0 % of the test rows are active by this label (mean over runs)."
+    assert not any("label" in table.name for table in tables_of("ours", RUNS[:6], effort=TINY))
+
+
+def test_a_row_without_runs_says_why() -> None:
+    table = only("table1", [*RUNS, run("informer", failure="out of memory")])
+    missing = {row.key: row.missing for row in table.rows}
+    assert missing["quantformer"] == missing["logistic"] == ""
+    assert missing["informer"] == "failed"
+    assert missing["brainlm_finetuned"] == missing["autoformer"] == "not run"
+    text = markdown(table)
+    assert "| Informer | failed | 60.77 ± 07.13\\* |" in text
+    assert "| BrainLM, fine-tuned | not run | 62.31 ± 14.67\\* |" in text
+    assert "- “failed”, every run of ours failed: Informer." in text
+    assert "A dash: " in text, "no run tells an AUROC"
 
 
 def test_a_place_that_no_model_could_use_is_one_note_and_no_rows() -> None:

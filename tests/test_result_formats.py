@@ -36,7 +36,8 @@ def test_markdown_is_a_table_with_the_paper_beside_ours() -> None:
     by_name = {row[0]: row for row in rows}
     assert by_name["LSTM | mean"][2] == "61.53 ± 12.75*"
     assert by_name["LSTM | mean"][1].endswith("* (n = 12), behind")
-    assert by_name["Informer"][1] == "–"
+    assert by_name["Informer"][1] == by_name["Informer"][4] == "not run"
+    assert "- “not run”, no run of ours was asked for, or could be had: " in text
     assert by_name["chance"][1] == "50.00"
     assert by_name["QuantFormer (reference)"][2] == "77.39 ± 03.88"
     assert sum(row[1].startswith("**") for row in rows) == 1

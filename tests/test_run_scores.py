@@ -50,6 +50,7 @@ GOOD = Answers(
     denied=guess(SCENE.test.active, weight=0.2),
     control=guess(rows(3).active, weight=0.5),
     by_lead={5: guess(SCENE.test.active, weight=0.4), 10: guess(SCENE.test.active, weight=0.3)},
+    validation_response=rows(4).response,
     parameters=1234,
 )
 
@@ -59,7 +60,8 @@ def test_no_answer_no_score() -> None:
 
 
 def test_each_answer_adds_its_own_scores() -> None:
-    activation, forecast = replace(GOOD, response=None), Answers(response=GOOD.response)
+    activation = replace(GOOD, response=None)
+    forecast = Answers(response=GOOD.response, validation_response=GOOD.validation_response)
     one, other, both = score(activation, SCENE), score(forecast, SCENE), score(GOOD, SCENE)
     assert set(one).isdisjoint(set(other) - {"rows"})
     assert {**one, **other}.keys() == both.keys()
@@ -103,7 +105,9 @@ def test_the_threshold_is_chosen_on_validation_alone() -> None:
     assert (without["f1"], without["recall"]) == (half.f1, half.recall)
     flipped = replace(SCENE, test=replace(SCENE.test, active=~SCENE.test.active))
     fires = GOOD.probability >= chosen
-    assert score(GOOD, flipped)["precision"] == pytest.approx((~SCENE.test.active[fires]).mean()), "test labels move nothing"
+    assert score(GOOD, flipped)["precision"] == pytest.approx((~SCENE.test.active[fires]).mean()), (
+        "test labels move nothing"
+    )
 
 
 def test_the_control_is_scored_on_its_own_rows() -> None:
@@ -148,6 +152,72 @@ def test_flat_forecasts_have_no_correlation_and_do_not_hide_that_of_others() -> 
     some = SCENE.test.response.copy()
     some[:5] = 0.0
     assert score(Answers(response=some), SCENE)["r_window"] == pytest.approx(1.0)
+
+
+def with_response(response: np.ndarray) -> Rows:
+    n = len(response)
+    return Rows(
+        baseline=np.zeros((n, 96), np.float32), f0=np.full(n, 100.0), neuron=np.arange(n) % NEURONS,
+        stimulus=np.zeros(n, int), trial=np.arange(n), active=np.arange(n) % 2 == 0, response=response.astype(np.float32),
+    )  # fmt: skip
+
+
+def of_zeros(validation: np.ndarray, test: np.ndarray, spread: np.ndarray | None = None) -> dict[str, float]:
+    """Scores of a forecast of zeros: what happens is its error. ``spread`` serves both sets of rows."""
+    answers = Answers(
+        response=np.zeros_like(test, np.float32), validation_response=np.zeros_like(validation, np.float32), spread=spread,
+        validation_spread=spread,
+    )  # fmt: skip
+    return score(answers, replace(SCENE, validation=with_response(validation), test=with_response(test)))
+
+
+def normal(seed: int, scale: np.ndarray | float) -> np.ndarray:
+    made: np.ndarray = np.random.default_rng(seed).normal(0.0, 1.0, (400, 64)) * scale
+    return made
+
+
+def test_a_forecast_whose_errors_are_known_has_the_crps_and_coverage_of_its_distribution() -> None:
+    # Of a normal distribution: CRPS = sigma / sqrt(pi), and 80 % lie within 1.2816 sigma.
+    found = of_zeros(normal(7, 0.2), normal(8, 0.2))
+    assert found["crps"] == pytest.approx(0.2 / np.sqrt(np.pi), rel=0.02)
+    assert found["interval_coverage"] == pytest.approx(0.8, abs=0.01)
+    assert found["interval_width"] == pytest.approx(2 * 1.2816 * 0.2, rel=0.02)
+    # Too sure and too unsure are both worse, and seen.
+    for scale, covered in ((0.1, 0.48), (0.4, 0.99)):
+        other = of_zeros(normal(7, scale), normal(8, 0.2))
+        assert other["crps"] > 1.05 * found["crps"]
+        assert other["interval_coverage"] == pytest.approx(covered, abs=0.02)
+
+
+def test_the_crps_is_the_definition() -> None:
+    # E|X - y| - E|X - X'| / 2, with X one of the errors on validation in the same 16 frames.
+    rng = np.random.default_rng(0)
+    errors, happened = rng.gamma(2.0, 0.1, (400, 64)), rng.gamma(2.0, 0.1, (60, 64))
+    expected = []
+    for start in range(0, 64, 16):
+        drawn = np.sort(errors[:, start : start + 16].ravel())
+        n = len(drawn)
+        apart = 2.0 * float(((2 * np.arange(1, n + 1) - n - 1) * drawn).sum()) / n**2
+        there = happened[:, start : start + 16].ravel()
+        expected.append(np.mean([np.abs(drawn - one).mean() for one in there]) - apart / 2)
+    assert of_zeros(errors, happened)["crps"] == pytest.approx(np.mean(expected), rel=0.01)
+
+
+def test_a_model_that_knows_when_it_is_unsure_has_a_sharper_distribution() -> None:
+    # Every second row errs twice as much; the floor is about the smaller error's.
+    wide = np.where(np.arange(400) % 2, 2.0, 1.0)[:, None]
+    parts = [normal(seed, 0.2 * wide) for seed in (7, 8)]
+    told = (0.18 * (wide[:, 0] - 1.0)).astype(np.float32)
+    knowing, constant = of_zeros(*parts, spread=told), of_zeros(*parts)
+    for found in (knowing, constant):
+        assert found["interval_coverage"] == pytest.approx(0.8, abs=0.02)
+    assert knowing["crps"] < 0.985 * constant["crps"]
+
+
+def test_a_forecast_without_one_of_validation_has_no_distribution() -> None:
+    found = score(Answers(response=GOOD.response), SCENE)
+    assert "mse" in found
+    assert not {"crps", "interval_coverage", "interval_width"} & set(found)
 
 
 def test_parts_are_those_that_there_are() -> None:

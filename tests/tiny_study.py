@@ -45,17 +45,21 @@ EXTENT = Extent(
     networks_a_job=4,
 )
 
+SCENES = "natural_scenes"
 #: A category of which there are too few presentations to be split.
 SCARCE = "static_gratings"
 
 
-def tiny_cohort(directory: Path, *, mice: int = 2, scarce: bool = False) -> Cohort:
+def tiny_cohort(directory: Path, *, mice: int = 2, scarce: bool = False, scenes: bool = False) -> Cohort:
     """Mice ``m0``, ``m1`` ... with one session of drifting gratings each; the last one's final two presentations are of
-    another category where ``scarce``.
+    another category where ``scarce``, as many again where there are ``scenes`` too.
     """
     names = []
     for number in range(mice):
-        recording = small_recording(neurons=3 + number % 2, trials=48, seed=number)
+        recording = small_recording(neurons=3 + number % 2, trials=96 if scenes else 48, seed=number)
+        if scenes:
+            stimuli = recording.stimuli
+            recording = replace(recording, stimuli=replace(stimuli, category=(GRATING,) * 48 + (SCENES,) * 48))
         if scarce and number == mice - 1:
             stimuli = recording.stimuli
             categories = (GRATING,) * (len(stimuli) - 2) + (SCARCE,) * 2

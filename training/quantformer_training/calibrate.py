@@ -90,15 +90,41 @@ def fit_interval(
 
     ``floor`` is the median absolute error, so that a forecast sure of itself still has the noise around it.
     """
+    tail = (1.0 - INTERVAL_LEVEL) / 2
+    made = fit_errors(predicted, actual, spread=spread, levels=(tail, 1.0 - tail), pool=pool)
+    low, high = made.relative.tolist()
+    return Interval(level=INTERVAL_LEVEL, floor=made.floor, low=low, high=high)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ErrorQuantiles:
+    """How a forecast errs: its error over ``spread + floor`` is below ``relative[k, t]`` in a share ``levels[k]`` of cases."""
+
+    levels: tuple[float, ...]
+    floor: float
+    relative: NDArray[np.float64]
+
+    def around(self, predicted: NDArray[np.float32], k: int, *, spread: NDArray[np.float32]) -> NDArray[np.float64]:
+        """The quantile of level ``k`` of forecasts ``(B, frames)`` with their ``spread`` ``(B,)``."""
+        width = (spread.astype(np.float64) + self.floor)[:, None]
+        return np.asarray(predicted.astype(np.float64) + width * self.relative[k])
+
+
+def fit_errors(
+    predicted: NDArray[np.float32],
+    actual: NDArray[np.float32],
+    *,
+    spread: NDArray[np.float32],
+    levels: tuple[float, ...],
+    pool: int = 16,
+) -> ErrorQuantiles:
+    """Quantiles of the error over ``spread + floor``, pooled over ``pool`` frames, as in `fit_interval`."""
     error = (actual - predicted).astype(np.float64)
     floor = float(np.median(np.abs(error)))
     relative = error / (spread.astype(np.float64) + floor)[:, None]
-    tail = (1.0 - INTERVAL_LEVEL) / 2
     pooled = relative.reshape(len(relative), -1, pool)
-    low, high = np.quantile(pooled, [tail, 1.0 - tail], axis=(0, 2))
-    return Interval(
-        level=INTERVAL_LEVEL, floor=floor, low=np.repeat(low, pool).tolist(), high=np.repeat(high, pool).tolist()
-    )
+    found = np.quantile(pooled, levels, axis=(0, 2))
+    return ErrorQuantiles(levels=levels, floor=floor, relative=np.repeat(found, pool, axis=1))
 
 
 def fit_thresholds(predicted: NDArray[np.float64], active: NDArray[np.bool_], *, seconds: float) -> dict[str, float]:

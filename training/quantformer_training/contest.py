@@ -14,18 +14,19 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from quantformer.errors import RecordingError, SignalError, UsageError
-from quantformer.labels import label_frames
+from quantformer.labels import Definition, LabelRule, label_frames
 from quantformer.trace_metrics import pearson_rows
 from quantformer_training.baselines import ACTIVATION_BASELINES, FORECAST_BASELINES, POPULATION_BASELINES
 from quantformer_training.calibrate import calibrate, probability
 from quantformer_training.competitors import TrainedCompetitor, train_network
 from quantformer_training.effort import Effort
+from quantformer_training.explain.chosen import shown_forecasts
 from quantformer_training.finetune import TrainedModel, finetune
 from quantformer_training.indexed import IndexedSource
 from quantformer_training.jobs import message
 from quantformer_training.joint import JointModel, finetune_joint
 from quantformer_training.loop import Progress
-from quantformer_training.networks import NETWORKS, NetworkConfig, NetworkSpec
+from quantformer_training.networks import NETWORKS, NetworkConfig, NetworkSpec, finetuned_brainlm
 from quantformer_training.paper_design import DESIGNS, paper_design
 from quantformer_training.population import Population
 from quantformer_training.pretrain import Pretrained, load_pretrained
@@ -53,7 +54,7 @@ class ModelCard:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Entry:
     """One model on one run: scores by name, or the reason why there are none. ``arrays`` are its answers on test rows, with the
-    label, trial and neuron of each.
+    label, trial and neuron of each, and its forecasts of the few rows that figures show.
     """
 
     model: str
@@ -63,6 +64,9 @@ class Entry:
     failure: str = ""
     arrays: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
 
+
+#: The one model that needs the user's files.
+BRAINLM_FINETUNED = "brainlm_finetuned"
 
 _PAPER_NAMES = {
     "lstm": "LSTM", "autoformer": "Autoformer", "informer": "Informer", "crossformer": "Cross-former", "brainlm": "BrainLM",
@@ -78,6 +82,7 @@ MODELS: Mapping[str, ModelCard] = MappingProxyType(
         "ablation_tokens": ModelCard(title="+ learnable tokens", paper_name="Learnable tokens"),
         "ablation_autoencoder": ModelCard(title="+ auto-encoder", paper_name="AE"),
         **{key: ModelCard(title=spec.title, paper_name=_PAPER_NAMES.get(key, "")) for key, spec in NETWORKS.items()},
+        BRAINLM_FINETUNED: ModelCard(title="BrainLM, fine-tuned", paper_name="BrainLM ft"),
         **{key: ModelCard(title=str(made.title), tasks="activation") for key, made in ACTIVATION_BASELINES.items()},  # type: ignore[attr-defined]
         **{key: ModelCard(title=str(made.title), tasks="forecast") for key, made in FORECAST_BASELINES.items()},  # type: ignore[attr-defined]
     }
@@ -92,13 +97,16 @@ def contest(
     models: tuple[str, ...],
     pretrained: str,
     plain: str = "",
+    brainlm: str = "",
+    label: Definition = "signed",
     effort: Effort,
     seed: int,
 ) -> list[Entry]:
     """Train and score ``models`` (keys of `MODELS`) on one mouse's presentations of a category, or on all mice "pooled".
 
-    ``sessions`` are store directories; ``pretrained`` is an auto-encoder's directory, ``plain`` one without quantisation.
-    A model that fails gives an entry with the reason; the others go on.
+    ``sessions`` are store directories; ``pretrained`` is an auto-encoder's directory, ``plain`` one without quantisation,
+    ``brainlm`` the directory of BrainLM's published weights; ``label`` says what active means. A model that fails gives an
+    entry with the reason; the others go on.
 
     Raises:
         UsageError: a model is not known. RecordingError: the run itself is not to be had: the category, a part, a class.
@@ -108,16 +116,18 @@ def contest(
         raise UsageError(f"{', '.join(strangers)} is no model of the study; there are {', '.join(MODELS)}")
     with one_thread(), threadpool_limits(limits=1):
         course = _Course.lay(
-            _run(sessions, mouse=mouse, category=category, effort=effort),
+            _run(sessions, mouse=mouse, category=category, effort=effort, label=label),
             pretrained=load_pretrained(Path(pretrained)),
             plain=Path(plain) if plain else None,
+            brainlm=Path(brainlm) if brainlm else None,
+            forecasts=label == LabelRule().definition,
             effort=effort.seeded(seed),
             seed=seed,
         )
         return [course.enter(name) for name in models]
 
 
-def _run(sessions: tuple[str, ...], *, mouse: str, category: str, effort: Effort) -> RunData:
+def _run(sessions: tuple[str, ...], *, mouse: str, category: str, effort: Effort, label: Definition) -> RunData:
     """The mouse's first session with the category, or every mouse's together; mice that cannot be used are left out of those."""
     found: dict[str, RunData] = {}
     reasons = []
@@ -127,7 +137,8 @@ def _run(sessions: tuple[str, ...], *, mouse: str, category: str, effort: Effort
         if mouse not in ("pooled", subject) or subject in found or category not in session.stimuli.category:
             continue
         try:
-            found[subject] = RunData.read(session, category=category, most=effort.most)
+            rule = LabelRule(definition=label)
+            found[subject] = RunData.read(session, category=category, most=effort.most, rule=rule)
         except (RecordingError, SignalError) as error:
             reasons.append(str(error))
     if not found:
@@ -137,19 +148,33 @@ def _run(sessions: tuple[str, ...], *, mouse: str, category: str, effort: Effort
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Course:
-    """A run made ready, on which one model after the other is entered."""
+    """A run made ready, on which one model after the other is entered. Without ``forecasts`` QuantFormer is asked for the
+    activation alone: a forecast has no label, and was made under the usual one.
+    """
 
     data: RunData
     sources: RunSources
     pretrained: Pretrained
     plain: Path | None
+    brainlm: Path | None
+    forecasts: bool
     effort: Effort
     seed: int
     known: Rows
     scene: Scene
 
     @classmethod
-    def lay(cls, data: RunData, *, pretrained: Pretrained, plain: Path | None, effort: Effort, seed: int) -> _Course:
+    def lay(
+        cls,
+        data: RunData,
+        *,
+        pretrained: Pretrained,
+        plain: Path | None = None,
+        brainlm: Path | None = None,
+        forecasts: bool = True,
+        effort: Effort,
+        seed: int,
+    ) -> _Course:
         sources = data.sources(pretrained.signal_scale)
         context = _context_of(data)
         known, test = context(sources.train, effort.classical_rows), context(sources.test, None)
@@ -167,6 +192,8 @@ class _Course:
             sources=sources,
             pretrained=pretrained,
             plain=plain,
+            brainlm=brainlm,
+            forecasts=forecasts,
             effort=effort,
             seed=seed,
             known=known,
@@ -191,6 +218,9 @@ class _Course:
         if answers.response is not None:
             arrays["squared_error"] = np.square(answers.response - test.response).mean(1, dtype=np.float32)
             arrays["r"] = pearson_rows(answers.response.astype(np.float64), test.response.astype(np.float64))
+            arrays["shown_row"], arrays["shown_forecast"] = shown_forecasts(
+                answers.response, test.response, test.active, seed=self.seed
+            )
         return Entry(
             model=name,
             task=card.tasks,
@@ -204,25 +234,36 @@ class _Course:
             return self._quantformer(joint=name == "quantformer_joint")
         if name in DESIGNS:
             return self._networks(self._design(name))
+        if name == BRAINLM_FINETUNED:
+            if self.brainlm is None:
+                raise UsageError(
+                    f"{name} needs the published weights, which are not part of this project; none were given"
+                )
+            return self._networks(finetuned_brainlm(self.brainlm))
         if name in NETWORKS:
             return self._networks(NETWORKS[name])
         if name in POPULATION_BASELINES and self.known.context is None:
             raise RecordingError("several mice have no common population; ask one mouse at a time")
         if name in FORECAST_BASELINES:
-            return Answers(response=FORECAST_BASELINES[name]().fit(self.known).predict(self.scene.test))
+            forecast = FORECAST_BASELINES[name]().fit(self.known)
+            return Answers(
+                response=forecast.predict(self.scene.test), validation_response=forecast.predict(self.scene.validation)
+            )
         fitted = ACTIVATION_BASELINES[name]().fit(self.known)
         told = {part: fitted.predict(rows) for part, rows in self.scene.parts().items()}
         return Answers(probability=told["test"], validation=told["validation"], control=told.get("control"))
 
     def _quantformer(self, *, joint: bool) -> Answers:
-        sources = self.sources
+        sources, config = self.sources, self.effort.finetuning
+        if not self.forecasts and not joint:
+            config = replace(config, forecast=replace(config.forecast, stop_after=1))
         model = (finetune_joint if joint else finetune)(
             self.pretrained,
             vocabulary=self.data.vocabulary,
             real=sources.train,
             pseudo=sources.pseudo,
             validation=sources.validation,
-            config=self.effort.finetuning,
+            config=config,
             report=_silent,
         )
         calibrated = calibrate(model, sources.validation, seconds=self.scene.validation_seconds)
@@ -230,14 +271,17 @@ class _Course:
         def chance(source: IndexedSource, *, lead: int = 0, denied: bool = False) -> NDArray[np.float64]:
             return probability(asked(model, source, lead=lead, denied=denied)["logit"], calibrated.calibration)
 
-        made = asked(model, sources.test)
+        made, held = asked(model, sources.test), asked(model, sources.validation)
         return Answers(
             probability=probability(made["logit"], calibrated.calibration),
-            response=made["response"],
-            validation=chance(sources.validation),
+            response=made["response"] if self.forecasts else None,
+            validation=probability(held["logit"], calibrated.calibration),
             denied=chance(sources.test, denied=True),
             control=chance(sources.control) if len(sources.control) else None,
             by_lead={lead: chance(sources.test, lead=lead) for lead in LEADS if lead},
+            validation_response=held["response"],
+            spread=made["spread"],
+            validation_spread=held["spread"],
             parameters=sum(p.numel() for p in set(model.forecaster.parameters()) if p.requires_grad),
         )
 
@@ -285,6 +329,7 @@ class _Course:
             denied=activation.predict(sources.test, denied=True).astype(np.float64),
             control=activation.predict(sources.control).astype(np.float64) if len(sources.control) else None,
             by_lead={lead: activation.predict(sources.test, lead=lead).astype(np.float64) for lead in LEADS if lead},
+            validation_response=forecast.predict(sources.validation).astype(np.float32),
             parameters=sum(
                 p.numel() for one in (activation, forecast) for p in one.network.parameters() if p.requires_grad
             ),

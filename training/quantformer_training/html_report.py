@@ -91,13 +91,16 @@ class ResultsPage:
 
     def __post_init__(self) -> None:
         if not self.origin:
-            raise DataError(f"page {self.title!r} does not say whether its data are simulated, semi-synthetic or measured")
+            raise DataError(
+                f"page {self.title!r} does not say whether its data are simulated, semi-synthetic or measured"
+            )
 
 
 def render_results(page: ResultsPage) -> str:
     """The whole page."""
     contents = "".join(
-        f'<li><a href="#part-{number}">{escape(chapter.title)}</a></li>' for number, chapter in enumerate(page.chapters, 1)
+        f'<li><a href="#part-{number}">{escape(chapter.title)}</a></li>'
+        for number, chapter in enumerate(page.chapters, 1)
     )
     chapters = "".join(
         f'<section id="part-{number}"><h2>{escape(chapter.title)}</h2>{"".join(_part(part) for part in chapter.parts)}</section>'
@@ -150,7 +153,7 @@ def _result_table(table: ResultTable) -> str:
         cells = [f'<th scope="row">{escape(row.title)}{" (reference)" if own else ""}</th>']
         for column in table.columns:
             cell = row.cells[column.metric]
-            score, verdict = escape(cell_text(cell, column, most=most)), verdict_text(cell)
+            score, verdict = escape(cell_text(cell, column, most=most, missing=row.missing)), verdict_text(cell)
             score = f"<b>{score}</b>" if cell.best else score
             if verdict:
                 mark = verdict if verdict in ("ahead", "behind") else "even"

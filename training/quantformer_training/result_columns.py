@@ -64,7 +64,9 @@ COLUMNS: Mapping[str, Column] = MappingProxyType(
             _column("control_log_loss", "log-loss at pseudo-onsets, nats", higher=False, digits=4),
             _column("control_auroc_within_neuron", "AUROC within neuron at pseudo-onsets", higher=True, chance=0.5),
             *(
-                _column(f"skill_at_lead_{lead}", f"log-loss skill, last {lead} frames withheld", higher=True, chance=0.0)
+                _column(
+                    f"skill_at_lead_{lead}", f"log-loss skill, last {lead} frames withheld", higher=True, chance=0.0
+                )
                 for lead in (0, 2, 5, 10)
             ),
             _column("mse", "MSE, (dF/F)²", higher=False, digits=4),
@@ -74,6 +76,8 @@ COLUMNS: Mapping[str, Column] = MappingProxyType(
             _column("r_window", "signed r over the label's frames", higher=True, chance=0.0),
             _column("area_r", "response area r within neuron", higher=True, chance=0.0),
             _column("crps", "CRPS, dF/F", higher=False, digits=4),
+            _column("interval_coverage_off", "coverage of the 80 % interval, off 0.8 by", higher=False),
+            _column("interval_width", "width of the 80 % interval, dF/F", higher=False),
             _column("auroc", "pooled AUROC", higher=True, chance=0.5),
             _column("auprc", "pooled AUPRC", higher=True, chance="active_fraction"),
             _column("balanced_accuracy", "balanced accuracy", higher=True, digits=2, percent=True, chance=0.5),

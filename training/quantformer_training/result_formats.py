@@ -17,10 +17,12 @@ Value = str | float | int | bool | None
 _MARKS = re.compile(r"([\\|*_<>`\[\]])")
 
 
-def cell_text(cell: Cell, column: Column, *, most: int) -> str:
-    """Mean ± standard deviation with its stars; the number of pairs where it is below ``most``."""
+def cell_text(cell: Cell, column: Column, *, most: int, missing: str = "") -> str:
+    """Mean ± standard deviation with its stars; the number of pairs where it is below ``most``. Without a score, what its row
+    is ``missing`` for, or a dash.
+    """
     if cell.places == 0:
-        return "–"
+        return missing or "–"
     spread = f" ± {column.number(cell.sd)}" if math.isfinite(cell.sd) else ""
     fewer = f" (n = {cell.places})" if cell.places < most else ""
     return f"{column.number(cell.mean)}{spread}{cell.stars}{fewer}"
@@ -60,7 +62,7 @@ def markdown(table: ResultTable) -> str:
         cells: list[str] = [plain(row.title) + (" (reference)" if row.key == table.reference else "")]
         for column in table.columns:
             cell = row.cells[column.metric]
-            score, verdict = plain(cell_text(cell, column, most=most)), verdict_text(cell)
+            score, verdict = plain(cell_text(cell, column, most=most, missing=row.missing)), verdict_text(cell)
             cells.append((f"**{score}**" if cell.best else score) + (f", {verdict}" if verdict else ""))
             if has_paper(table, column):
                 cells.append("" if cell.paper is None else plain(cell.paper.printed))
@@ -98,6 +100,7 @@ def records(table: ResultTable) -> list[dict[str, Value]]:
                     "difference": None if difference is None else _finite(difference.difference),
                     "low": None if difference is None else _finite(difference.low),
                     "high": None if difference is None else _finite(difference.high),
+                    "missing": row.missing,
                     "verdict": verdict_text(cell),
                     "compared_pairs": None if difference is None else difference.pairs,
                     "left_out": None if difference is None else difference.left_out,

@@ -22,6 +22,8 @@ from quantformer_training.significance import RunDifference, SignedRank, hierarc
 #: Below this p the test has one star as in the paper, "p << 0.01", and below `TWO_STARS` two.
 ONE_STAR, TWO_STARS = 0.01, 0.05
 
+FAILED, NOT_RUN = "failed", "not run"
+
 #: A mouse and a stimulus category.
 Place = tuple[str, str]
 
@@ -54,11 +56,14 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class ResultRow:
-    """``key`` is ``model`` or ``model/variant``, ``title`` its name for people; cells are by metric."""
+    """``key`` is ``model`` or ``model/variant``, ``title`` its name for people; cells are by metric. ``missing`` says why a
+    row has no score at all: `FAILED`, every run of it, or `NOT_RUN`, a row of the paper's alone.
+    """
 
     key: str
     title: str
     cells: Mapping[str, Cell]
+    missing: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,21 +117,26 @@ def result_table(
         found = _column(column, scores[column.metric], keys=keys, reference=reference, resamples=resamples)
         for key in keys:
             cells[key][column.metric] = replace(found[key], paper=printed.get(key, {}).get(column.metric))
+    tried, told = {run.key.row for run in runs}, {run.key.row for run in good}
+    missing = {key: "" if key in told else FAILED if key in tried else NOT_RUN for key in keys}
     return ResultTable(
         name=name,
         title=title,
         columns=tuple(columns),
-        rows=tuple(ResultRow(key=key, title=titles.get(key, key), cells=cells[key]) for key in keys),
+        rows=tuple(
+            ResultRow(key=key, title=titles.get(key, key), cells=cells[key], missing=missing[key]) for key in keys
+        ),
         reference=reference,
         chance={column.metric: _chance(column, scores, reference) for column in columns},
         origin=_origin(runs),
-        notes=_notes(runs, columns=columns, cells=cells, reference=titles.get(reference, reference), paper=paper),
+        notes=(
+            *_notes(runs, columns=columns, cells=cells, reference=titles.get(reference, reference), paper=paper),
+            *_absent(columns, cells=cells, missing=missing, titles=titles),
+        ),
     )
 
 
-def _scores(
-    runs: Sequence[Run], *, metrics: set[str], name: str
-) -> dict[str, dict[str, dict[Place, float]]]:
+def _scores(runs: Sequence[Run], *, metrics: set[str], name: str) -> dict[str, dict[str, dict[Place, float]]]:
     """By metric, row and place: the mean over seeds, of those that have a score; NaN where none has."""
     seeds: dict[tuple[str, str, Place], dict[int, float]] = defaultdict(dict)
     for run in runs:
@@ -183,9 +193,7 @@ def _measured_chances(columns: Sequence[Column]) -> set[str]:
     return {column.chance for column in columns if isinstance(column.chance, str)}
 
 
-def _chance(
-    column: Column, scores: Mapping[str, Mapping[str, Mapping[Place, float]]], reference: str
-) -> float:
+def _chance(column: Column, scores: Mapping[str, Mapping[str, Mapping[Place, float]]], reference: str) -> float:
     """What a guess scores; where that was measured, the mean over the reference's places, or over all rows'."""
     if not isinstance(column.chance, str):
         return math.nan if column.chance is None else column.chance
@@ -231,7 +239,9 @@ def _notes(
             f"mouse as independent. The words compare the row with {reference} by a bootstrap over mice, then categories; "
             "an interval of 95 % that contains zero reads “not distinguishable”, and so does any with fewer than three mice."
         )
-        smallest = [cell.better.smallest_p for row in cells.values() for cell in row.values() if cell.better is not None]
+        smallest = [
+            cell.better.smallest_p for row in cells.values() for cell in row.values() if cell.better is not None
+        ]
         if smallest and min(smallest) >= ONE_STAR:
             notes.append(f"So few pairs cannot give p below {min(smallest):.2g}.")
     notes += _left_out(failed, columns=columns, cells=cells)
@@ -253,6 +263,29 @@ def _notes(
         if odd:
             notes.append(f"Printed in the paper so, but doubtful: {'; '.join(odd)}.")
     return tuple(notes)
+
+
+def _absent(
+    columns: Sequence[Column],
+    *,
+    cells: Mapping[str, Mapping[str, Cell]],
+    missing: Mapping[str, str],
+    titles: Mapping[str, str],
+) -> list[str]:
+    """What a cell without a score means, where there is one."""
+    notes = []
+    for why, words in (
+        (NOT_RUN, "no run of ours was asked for, or could be had"),
+        (FAILED, "every run of ours failed"),
+    ):
+        rows = [titles.get(key, key) for key, found in missing.items() if found == why]
+        if rows:
+            notes.append(f"“{why}”, {words}: {', '.join(rows)}.")
+    if any(not row[column.metric].places for key, row in cells.items() if not missing[key] for column in columns):
+        notes.append(
+            "A dash: the model does not answer that, or the score is undefined on these data (docs/metrics.md)."
+        )
+    return notes
 
 
 def _left_out(

@@ -73,14 +73,14 @@ class RunData:
     members: tuple[Member, ...]
 
     @classmethod
-    def read(cls, session: StoredSession, *, category: str, most: MostTrials) -> RunData:
-        """One session's presentations of a category.
+    def read(cls, session: StoredSession, *, category: str, most: MostTrials, rule: LabelRule | None = None) -> RunData:
+        """One session's presentations of a category; ``rule`` says what active means (default: the paper's words).
 
         Raises:
             RecordingError: the category is not there, a part has no usable trial, or only one class of them.
         """
         vocabulary = _vocabulary(session, category)
-        member = _member(session, category=category, most=most)
+        member = _member(session, category=category, most=most, rule=rule or LabelRule())
         made = cls(
             mouse=session.provenance.subject,
             category=category,
@@ -214,9 +214,9 @@ def scaled(trials: IndexedTrials, scale: float) -> NDArray[np.float64]:
     return values
 
 
-def _member(session: StoredSession, *, category: str, most: MostTrials) -> Member:
+def _member(session: StoredSession, *, category: str, most: MostTrials, rule: LabelRule) -> Member:
     recipe, split = SignalRecipe(), split_of(session, category=category)
-    reader = SessionReader(session, split=split, recipe=recipe, rule=LabelRule())
+    reader = SessionReader(session, split=split, recipe=recipe, rule=rule)
     moments = real_moments(session)
     moments = moments.select(np.flatnonzero([name == category for name in moments.category]))
     candidates = np.concatenate([np.arange(low, high, PSEUDO_STRIDE) for low, high in split.train])

@@ -40,6 +40,10 @@ def add_parser(subparsers: Subparsers[Parser]) -> Parser:
     parser.add_argument("--neurons", type=int, metavar="N", help="neurons a simulated mouse (default: the preset's)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random choice (default 0)")
     parser.add_argument(
+        "--brainlm", type=Path, metavar="DIR",
+        help="folder of BrainLM's published weights (CC BY-NC-ND 4.0, not part of this project), fine-tuned as one more row",
+    )  # fmt: skip
+    parser.add_argument(
         "--jobs", default="local", choices=("local", "ray"), help="where runs are made (default local processes)"
     )
     parser.add_argument("--processes", type=int, metavar="N", help="runs at once (default: one a core)")
@@ -55,7 +59,9 @@ def run(args: argparse.Namespace) -> int:
     if not simulated and (SIMULATED in args.data or args.mice is not None or args.neurons is not None):
         raise UsageError("--data takes either 'simulated', with --mice and --neurons, or recordings, without them")
     if args.seed < 0 or (args.processes is not None and args.processes < 1):
-        raise UsageError(f"--seed {args.seed} and --processes {args.processes}: a seed is 0 or more, processes 1 or more")
+        raise UsageError(
+            f"--seed {args.seed} and --processes {args.processes}: a seed is 0 or more, processes 1 or more"
+        )
     from quantformer_cli.reproduce_progress import ReproduceProgress
     from quantformer_training.cohort import recorded_cohort, simulated_cohort
     from quantformer_training.effort import EFFORTS
@@ -65,6 +71,11 @@ def run(args: argparse.Namespace) -> int:
     from quantformer_training.reproduce.plan import EXTENTS
     from quantformer_training.reproduce.reproduction import reproduce
 
+    if args.brainlm is not None:
+        from quantformer_training.networks.brainlm_checkpoint import load_brainlm
+
+        # Before mice are simulated, which takes minutes.
+        load_brainlm(args.brainlm)
     effort = EFFORTS[args.preset]
     if args.neurons is not None:
         effort = replace(effort, neurons=args.neurons)
@@ -73,7 +84,9 @@ def run(args: argparse.Namespace) -> int:
         if simulated:
             mice = MICE if args.mice is None else args.mice
             cohort = simulated_cohort(recordings, mice=mice, neurons=effort.neurons, seed=args.seed, say=progress.say)
-            facts = [("simulated", f"{mice} mice of {effort.neurons} neurons, three sessions of the Allen schedule each")]
+            facts = [
+                ("simulated", f"{mice} mice of {effort.neurons} neurons, three sessions of the Allen schedule each")
+            ]
         else:
             cohort = recorded_cohort([Path(name) for name in args.data], recordings, say=progress.say)
             facts = [("recordings", ", ".join(session.provenance.source for session in cohort.sessions))]
@@ -89,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
                 seed=args.seed,
                 workers=args.jobs,
                 processes=args.processes or cores(),
+                brainlm=None if args.brainlm is None else args.brainlm.resolve(),
             ),
             effort=effort,
             command=_command(args),
@@ -105,8 +119,18 @@ def run(args: argparse.Namespace) -> int:
 
 def _command(args: argparse.Namespace) -> str:
     """How to do it again; paths as they were given."""
-    words = ["quantformer", "reproduce", *args.tables, "--data", *args.data, "--preset", args.preset, "--seed", str(args.seed)]
-    for flag in ("mice", "neurons"):
+    words = [
+        "quantformer",
+        "reproduce",
+        *args.tables,
+        "--data",
+        *args.data,
+        "--preset",
+        args.preset,
+        "--seed",
+        str(args.seed),
+    ]
+    for flag in ("mice", "neurons", "brainlm"):
         value = getattr(args, flag)
         words += [] if value is None else [f"--{flag}", str(value)]
     return shlex.join([*words, "--out", str(args.out)])

@@ -11,27 +11,17 @@ from numpy.typing import NDArray
 
 from quantformer.errors import DataError
 from quantformer.manifest import Interval
-from quantformer.trace_metrics import pearson_rows, squared_error
 from quantformer_training.drawing import GREY, INK, LIGHT, OTHERS, style
 from quantformer_training.examples import Examples
+from quantformer_training.explain.chosen import Competitor, ForecastScore, choose_rows, mean_score
 from quantformer_training.finetune import TrainedModel
 from quantformer_training.report import ACCENT
 
 #: Key of the model itself among the forecasts.
 OWN = "QuantFormer"
-#: Examples a category: active rows, one from each equal part of them ranked by size, and inactive rows.
-ACTIVE_EXAMPLES, INACTIVE_EXAMPLES = 3, 1
 _DASHES = ("--", ":", "-.", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (6, 2, 1, 2)), (0, (2, 2)))
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ForecastScore:
-    """Mean squared error in (dF/F)^2 and signed r of forecasts; r is NaN where it is not defined."""
-
-    mse: float
-    r: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,7 +46,8 @@ class Example:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ForecastExamples:
     """Examples of one category beside what the whole of it says: ``scores`` are means over all ``rows``, ``active_rows`` of
-    them active. ``level`` is the interval's nominal share and ``covered`` the share of all frames that it held.
+    them active (a competitor's over the rows that it was scored on). ``level`` is the interval's nominal share and
+    ``covered`` the share of all frames that it held.
     """
 
     category: str
@@ -75,61 +66,37 @@ class ForecastExamples:
         return made
 
 
-def choose_rows(
-    response: NDArray[np.floating], active: NDArray[np.bool_], *, seed: int
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Rows to show: active ones, ranked by mean dF/F, cut into `ACTIVE_EXAMPLES` equal parts, one row drawn from each,
-    smallest first; and `INACTIVE_EXAMPLES` drawn from the others. Fewer where there are fewer.
-    """
-    rng = np.random.default_rng(seed)
-    rows = np.flatnonzero(active)
-    ranked = rows[np.argsort(response[rows].mean(axis=1), kind="stable")]
-    parts = [part for part in np.array_split(ranked, ACTIVE_EXAMPLES) if len(part)]
-    others = np.flatnonzero(~active)
-    drawn = rng.choice(others, min(INACTIVE_EXAMPLES, len(others)), replace=False)
-    return tuple(int(rng.choice(part)) for part in parts), tuple(int(row) for row in drawn)
-
-
 def forecast_examples(
     model: TrainedModel,
     examples: Examples,
     *,
     category: str,
     interval: Interval,
-    competitors: Mapping[str, NDArray[np.floating]],
+    competitors: Mapping[str, Competitor],
     seed: int,
 ) -> ForecastExamples:
-    """Ask the model about every row of a category and choose what to show; ``competitors[name]`` ``(rows, 64)`` dF/F are
-    forecasts of the same rows in the same order.
+    """Ask the model about every row of a category and choose what to show beside ``competitors``.
 
     Raises:
-        DataError: no row, or a competitor's forecasts have another shape.
+        DataError: no row, or a competitor has no forecast of one that is shown.
     """
     if not len(examples):
         raise DataError(f"{category}: no row to forecast")
     happened = examples.response.double().numpy()
-    for name, forecast in competitors.items():
-        if np.shape(forecast) != happened.shape:
-            raise DataError(
-                f"{category}: the forecasts of {name!r} have shape {np.shape(forecast)}, expected {happened.shape}: one a "
-                "row of the category's examples, in their order"
-            )
     if OWN in competitors:
         raise DataError(f"{category}: {OWN!r} is the model's own name; give the competitor another")
     made = model.predict(examples)
-    forecasts = {OWN: made.response.astype(np.float64)}
-    forecasts |= {name: np.asarray(forecast, np.float64) for name, forecast in competitors.items()}
+    forecasts = made.response.astype(np.float64)
     width = (made.spread.astype(np.float64) + interval.floor)[:, None]
-    low, high = (forecasts[OWN] + width * np.asarray(bound) for bound in (interval.low, interval.high))
+    low, high = (forecasts + width * np.asarray(bound) for bound in (interval.low, interval.high))
     before = examples.trace.double().numpy()[:, : -happened.shape[1]] * float(model.forecaster.signal_scale)
     active, neuron = examples.active.numpy(), examples.neuron.numpy()
-    mse = {name: squared_error(forecast, happened) for name, forecast in forecasts.items()}
-    r = {name: pearson_rows(forecast, happened) for name, forecast in forecasts.items()}
     size = happened.mean(axis=1)
     largest = np.sort(size[active])
 
     def shown(row: int) -> Example:
         place = float(np.searchsorted(largest, size[row])) / max(len(largest) - 1, 1)
+        told = {OWN: forecasts[row], **{name: other.of(row) for name, other in competitors.items()}}
         return Example(
             row=row,
             neuron=model.vocabulary.neuron_ids[neuron[row]] if neuron[row] >= 0 else "unknown neuron",
@@ -137,10 +104,10 @@ def forecast_examples(
             rank=place if active[row] else None,
             before=before[row],
             happened=happened[row],
-            forecasts={name: forecast[row] for name, forecast in forecasts.items()},
+            forecasts=told,
             low=low[row],
             high=high[row],
-            scores={name: ForecastScore(mse=float(mse[name][row]), r=float(r[name][row])) for name in forecasts},
+            scores={name: mean_score(one[None], happened[row : row + 1]) for name, one in told.items()},
         )
 
     chosen_active, chosen_inactive = choose_rows(happened, active, seed=seed)
@@ -149,7 +116,7 @@ def forecast_examples(
         examples=tuple(shown(row) for row in (*chosen_active, *chosen_inactive)),
         rows=len(examples),
         active_rows=int(active.sum()),
-        scores={name: ForecastScore(mse=float(mse[name].mean()), r=_defined_mean(r[name])) for name in forecasts},
+        scores={OWN: mean_score(forecasts, happened), **{name: other.score for name, other in competitors.items()}},
         level=interval.level,
         covered=float(((happened >= low) & (happened <= high)).mean()),
     )
@@ -182,8 +149,3 @@ def draw_forecasts(found: ForecastExamples, *, rate_hz: float) -> Figure:
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 7), fontsize=7)
         return figure
-
-
-def _defined_mean(values: Floats) -> float:
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if len(defined) else float("nan")

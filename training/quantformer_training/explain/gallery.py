@@ -19,6 +19,7 @@ from quantformer.recording import Origin
 from quantformer_training.drawing import png, svg
 from quantformer_training.examples import Examples
 from quantformer_training.explain.attention import AttentionByCategory, attention_by_category, draw_attention
+from quantformer_training.explain.chosen import Competitor
 from quantformer_training.explain.codes import (
     code_map,
     draw_code_map,
@@ -35,16 +36,15 @@ from quantformer_training.pretrain import Pretrained
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Explained:
-    """One stimulus category: the model asked about it, its interval, its training and test rows (lead 0), competitors'
-    forecasts ``(test rows, 64)`` dF/F by name, and whose each neuron of the model's vocabulary is, where there are
-    several mice.
+    """One stimulus category: the model asked about it, its interval, its training and test rows (lead 0), competitors by
+    name, and whose each neuron of the model's vocabulary is, where there are several mice.
     """
 
     model: TrainedModel
     interval: Interval
     train: Examples
     test: Examples
-    competitors: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
+    competitors: Mapping[str, Competitor] = field(default_factory=dict)
     mouse: NDArray[np.integer] | None = None
 
 
@@ -135,12 +135,13 @@ class _Pen:
         )
         if found is None:
             return
-        scores = "; ".join(f"{key} MSE {score.mse:.4g}, r {score.r:.3f}" for key, score in found.scores.items())
+        own, *others = (f"{key} MSE {score.mse:.4g}, r {score.r:.3f}" for key, score in found.scores.items())
+        beside = f" Of the others, over all rows that they were tested on: {'; '.join(others)}." if others else ""
         self.keep(
             name, found, draw_forecasts(found, rate_hz=rate_hz), paper="3, A-2 to A-5", title=f"Forecasts, {with_words}",
             caption=f"Expected decoding against what was measured. Rows were drawn, not picked: one from each third of the "
             f"{found.active_rows} active of {found.rows} test neuron-trials ranked by size, and one inactive. Over all "
-            f"{found.rows}: {scores}. The interval is meant to hold {100 * found.level:.0f} % of frames and held "
+            f"{found.rows}: {own}.{beside} The interval is meant to hold {100 * found.level:.0f} % of frames and held "
             f"{100 * found.covered:.1f} %.",
         )  # fmt: skip
 

@@ -7,6 +7,7 @@ has the one line that makes ``model.safetensors`` of it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,10 +47,11 @@ _LARGEST_CONFIG = 1_000_000
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BrainLMCheckpoint:
-    """A published encoder: its sizes and its weights under our names."""
+    """A published encoder: its sizes, its weights under our names, and the SHA-256 of both files together."""
 
     sizes: EncoderSizes
     weights: Mapping[str, Tensor]
+    digest: str
 
     def make(self, config: NetworkConfig) -> CompetitorNetwork:
         """A network with this encoder; context, decoder and head are new."""
@@ -95,7 +97,10 @@ def load_brainlm(directory: Path) -> BrainLMCheckpoint:
     broken = [expected[ours][0] for ours, tensor in weights.items() if not bool(tensor.isfinite().all())]
     if broken:
         raise DataError(f"{path}: tensor {broken[0]!r} holds numbers that are not finite; make the file anew")
-    return BrainLMCheckpoint(sizes=sizes, weights=weights)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update((directory / CONFIG).read_bytes())
+    return BrainLMCheckpoint(sizes=sizes, weights=weights, digest=digest.hexdigest())
 
 
 def finetuned_brainlm(directory: Path) -> NetworkSpec:

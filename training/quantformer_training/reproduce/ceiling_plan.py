@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from quantformer.errors import UnavailableError
-from quantformer_training.contest import MODELS
+from quantformer_training.contest import BRAINLM_FINETUNED, MODELS
 from quantformer_training.effort import Effort
 from quantformer_training.reproduce.ceiling import STARTS, CeilingStudy, Share, ceiling_study
 from quantformer_training.reproduce.plan import CLASSICAL, COSTLY, is_ablation
@@ -21,7 +21,7 @@ from quantformer_training.run_store import fingerprint
 CEILING = "ceiling"
 _KEPT, _SCHEMA = "ceiling.json", 1
 _CLASSICAL = ("logistic", "boosted_trees", "ridge", "neuron_mean", *STARTS.values())
-_NETWORKS = tuple(name for name in MODELS if name not in CLASSICAL and not is_ablation(name))
+_NETWORKS = tuple(name for name in MODELS if name not in (*CLASSICAL, BRAINLM_FINETUNED) and not is_ablation(name))
 
 
 @dataclass(frozen=True, kw_only=True)

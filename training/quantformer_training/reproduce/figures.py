@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from quantformer.errors import DataError, QuantformerError
 from quantformer_training.calibrate import calibrate
 from quantformer_training.effort import Effort
+from quantformer_training.explain.chosen import MOST_ROWS, Competitor
 from quantformer_training.explain.gallery import DrawnFigure, Explained, Gallery, draw_all
 from quantformer_training.finetune import finetune
 from quantformer_training.loop import Progress
@@ -19,14 +21,13 @@ from quantformer_training.run_data import RunData
 from quantformer_training.store import open_session
 from quantformer_training.threads import one_thread
 
-#: Of more rows an even choice is drawn from.
-MOST_ROWS = 4_000
 _INDEX = "figures.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """What figures are drawn from: store directories by category, all of one mouse, and an auto-encoder's directory.
+    """What figures are drawn from: store directories by category, all of one mouse, and an auto-encoder's directory;
+    ``competitors`` by category and name, from their own runs.
 
     ``mark`` is the digest of all that they follow from.
     """
@@ -36,6 +37,7 @@ class Drawing:
     effort: Effort
     seed: int
     mark: str
+    competitors: Mapping[str, Mapping[str, Competitor]] = field(default_factory=dict)
 
 
 def draw(*, drawing: Drawing, out: str) -> Gallery:
@@ -73,6 +75,7 @@ def draw(*, drawing: Drawing, out: str) -> Gallery:
                 interval=interval,
                 train=sources.train.at_lead(0, most=MOST_ROWS),
                 test=sources.test.at_lead(0, most=MOST_ROWS),
+                competitors=drawing.competitors.get(category, {}),
             )
         if not explained:
             raise DataError("; ".join(unusable.values()))

@@ -6,20 +6,33 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from quantformer.labels import Definition
 from quantformer_training.baselines import ACTIVATION_BASELINES, FORECAST_BASELINES
-from quantformer_training.contest import MODELS
+from quantformer_training.contest import BRAINLM_FINETUNED, MODELS
 from quantformer_training.effort import Effort
 
 #: Ablations and the search over K and d are on this category, as in the paper, or on the first there is.
 ABLATED_CATEGORY = "drifting_gratings"
 POOLED = "pooled"
 
-#: Groups of runs, the ``table`` of their keys: every model as it is, generalisation, the search over K and d, mice pooled.
-MODELS_GROUP, LEFT_OUT_GROUP, SEARCH_GROUP, POOLED_GROUP = "models", "left_out", "search", "pooled"
+#: Groups of runs, the ``table`` of their keys: every model as it is, generalisation, the search over K and d, mice pooled,
+#: other meanings of "active".
+MODELS_GROUP, LEFT_OUT_GROUP, SEARCH_GROUP, POOLED_GROUP, LABELS_GROUP = (
+    "models",
+    "left_out",
+    "search",
+    "pooled",
+    "labels",
+)
 SUBJECTS, STIMULI = "subjects", "stimuli"
+#: What "active" can mean beside the paper's words (`quantformer.labels`), and the models that are trained anew for it.
+OTHER_LABELS: tuple[Definition, ...] = ("absolute", "evoked")
+LABEL_MODELS = ("quantformer", "neuron_stimulus_rate", "base_rate", "logistic", "boosted_trees")
 
 #: They attend over single frames, ten times the arithmetic of the others.
 COSTLY = frozenset({"autoformer", "informer"})
+#: Models whose forecasts stand beside ours in the figures, as far as they were run.
+DRAWN_BESIDE = ("crossformer", "informer", "autoformer", "lstm", "brainlm", BRAINLM_FINETUNED, "patchtst", "ridge")
 QUANTFORMER, PAPERS_OWN = "quantformer", "quantformer_paper"
 CLASSICAL = frozenset({*ACTIVATION_BASELINES, *FORECAST_BASELINES})
 
@@ -30,8 +43,8 @@ class Extent:
 
     ``codes`` (K) and ``widths`` (d) are searched on ``search_mice`` mice, each with the other at its default. With a mouse
     left out the others' model is tested on ``subject_categories`` of its categories; with a category left out, on
-    ``stimulus_mice`` mice. `COSTLY` networks are run on every category or on the ablations' alone. A job trains
-    ``networks_a_job`` networks on one reading of the data.
+    ``stimulus_mice`` mice. `COSTLY` networks and other labels are run on every category or on the ablations' alone. A job
+    trains ``networks_a_job`` networks on one reading of the data.
     """
 
     codes: tuple[int, ...]
@@ -100,7 +113,8 @@ class Pretraining:
 class PlannedContest:
     """Models trained and scored on one mouse (or `POOLED`) and category, from one auto-encoder.
 
-    ``group`` and ``variant`` become part of the runs' keys; ``plain`` is the auto-encoder of the ablation.
+    ``group`` and ``variant`` become part of the runs' keys; ``plain`` is the auto-encoder of the ablation; ``label`` says
+    what active means.
     """
 
     group: str
@@ -110,6 +124,7 @@ class PlannedContest:
     pretraining: Pretraining
     plain: Pretraining | None = None
     variant: str = ""
+    label: Definition = "signed"
 
     @property
     def effort(self) -> Effort:
@@ -148,9 +163,10 @@ def is_ablation(model: str) -> bool:
 
 
 def plan(
-    tables: Sequence[str], *, shown: Mapping[str, Sequence[str]], effort: Effort, extent: Extent
+    tables: Sequence[str], *, shown: Mapping[str, Sequence[str]], effort: Effort, extent: Extent, brainlm: bool = False
 ) -> tuple[PlannedContest, ...]:
-    """The contests of ``tables``; ``shown`` are the categories that each mouse was shown.
+    """The contests of ``tables``; ``shown`` are the categories that each mouse was shown, ``brainlm`` says whether its
+    published weights are there to be fine-tuned.
 
     `MODELS_GROUP` comes first, so that our table is there before the others.
     """
@@ -166,7 +182,8 @@ def plan(
     for table in tables:
         if table in ("ours", "table1", "table2", "tableA4"):
             for mouse, category in places:
-                spared = () if extent.costly_everywhere or category == ablated_category(shown[mouse]) else COSTLY
+                costly = _whole(category, shown[mouse], extent)
+                spared = {*(() if costly else COSTLY), *(() if brainlm else (BRAINLM_FINETUNED,))}
                 want(mouse, category, [name for name in models_of(table) if name not in spared])
         elif table == "table3":
             for mouse, categories in shown.items():
@@ -182,6 +199,16 @@ def plan(
                 category = ablated_category(shown[mouse])
                 want(mouse, category, models_of(table))
                 others += _search(mouse, category, effort=effort, extent=extent)
+        if table == "ours":
+            others += [
+                PlannedContest(
+                    group=LABELS_GROUP, mouse=mouse, category=category, models=LABEL_MODELS, pretraining=standard,
+                    variant=label, label=label,
+                )
+                for mouse, category in places
+                if _whole(category, shown[mouse], extent)
+                for label in OTHER_LABELS
+            ]  # fmt: skip
         if table == "ours" and len(shown) > 1:
             others += [
                 PlannedContest(
@@ -201,6 +228,11 @@ def plan(
         for (mouse, category), models in wanted.items()
     ]
     return tuple(dict.fromkeys([*main, *others]))
+
+
+def _whole(category: str, categories: Sequence[str], extent: Extent) -> bool:
+    """Whether a category gets what is dear."""
+    return extent.costly_everywhere or category == ablated_category(categories)
 
 
 def pretrainings(contests: Iterable[PlannedContest]) -> tuple[Pretraining, ...]:
@@ -228,7 +260,9 @@ def _left_out(
         for category in _first(ordered, extent.subject_categories):
             found.append((mouse, category, SUBJECTS, Pretraining(effort=effort, without_mouse=mouse)))
     for category in every if len(every) > 1 else ():
-        for mouse in _first([mouse for mouse, categories in shown.items() if category in categories], extent.stimulus_mice):
+        for mouse in _first(
+            [mouse for mouse, categories in shown.items() if category in categories], extent.stimulus_mice
+        ):
             found.append((mouse, category, STIMULI, Pretraining(effort=effort, without_category=category)))
     return [
         PlannedContest(

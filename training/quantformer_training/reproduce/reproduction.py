@@ -8,15 +8,17 @@ from pathlib import Path
 
 from quantformer.errors import DataError
 from quantformer_training.cohort import Cohort
+from quantformer_training.contest import BRAINLM_FINETUNED
 from quantformer_training.effort import Effort
 from quantformer_training.jobs import Job
+from quantformer_training.networks.brainlm_checkpoint import LICENCE
 from quantformer_training.report import Table
 from quantformer_training.reproduce.ceiling import CeilingStudy
 from quantformer_training.reproduce.ceiling_plan import CEILING, CeilingPlan, folder, kept, make
 from quantformer_training.reproduce.ceiling_tables import ceiling_tables
 from quantformer_training.reproduce.execute import Execution, categories_shown
 from quantformer_training.reproduce.pages import Reproduction, write_pages
-from quantformer_training.reproduce.plan import Pretraining, plan
+from quantformer_training.reproduce.plan import Pretraining, models_of, plan
 from quantformer_training.reproduce.tables import tables_of
 from quantformer_training.reproduce.within import within_recordings
 from quantformer_training.reproduce.work import FIGURES, Executed, Step
@@ -52,15 +54,19 @@ def reproduce(
     follows our table, where there is to be one.
 
     Raises:
-        DataError: the cohort has no stimuli, or is of several origins.
+        DataError: the cohort has no stimuli, or is of several origins, or BrainLM's weights cannot be used.
         UnavailableError: ``out`` cannot be written, or Ray cannot be used.
     """
     cohort = execution.cohort
     origin, shown = cohort.origin, categories_shown(cohort)
     if not any(shown.values()):
         raise DataError(f"none of the {len(cohort.sessions)} recordings has a stimulus category; a table needs one")
-    contests = plan(tables, shown=shown, effort=effort, extent=execution.extent)
-    wanted = None if ceiling is None or "ours" not in tables else _Ceiling.of(ceiling, execution=execution, effort=effort)
+    # Read before anything is trained: a folder that cannot be used is told at once.
+    weights = _weights(tables, execution)
+    contests = plan(tables, shown=shown, effort=effort, extent=execution.extent, brainlm=execution.brainlm is not None)
+    wanted = (
+        None if ceiling is None or "ours" not in tables else _Ceiling.of(ceiling, execution=execution, effort=effort)
+    )
     executed = execution.run(
         contests,
         figures_from=Pretraining(effort=effort) if FIGURES in tables else None,
@@ -69,7 +75,7 @@ def reproduce(
     )
     made = Reproduction(
         origin=f"{origin} ({len(cohort.mice)} {'mouse' if len(cohort.mice) == 1 else 'mice'}, {len(cohort.sessions)} recordings)",
-        facts=[("seed", str(execution.seed)), ("preset", effort.preset), *facts],
+        facts=[("seed", str(execution.seed)), ("preset", effort.preset), *facts, *weights],
         command=command,
         tables={name: tables_of(name, executed.runs, effort=effort) for name in tables if name != FIGURES},
         runs=executed.runs,
@@ -90,6 +96,17 @@ def reproduce(
         made=executed.made,
         failed=sum(bool(run.failure) for run in executed.runs),
     )
+
+
+def _weights(tables: Sequence[str], execution: Execution) -> list[tuple[str, str]]:
+    """What the pages say of BrainLM's published weights, where a table has their row: the licence, or that it is absent."""
+    digest = execution.brainlm_digest
+    if not any(BRAINLM_FINETUNED in models_of(name) for name in tables if name != FIGURES):
+        return []
+    if not digest:
+        return [("BrainLM, fine-tuned", "absent: its published weights were not given (--brainlm DIR)")]
+    terms = f"{LICENCE}: not for commercial use, and what is fine-tuned from them may not be passed on"
+    return [("BrainLM, fine-tuned", f"from the user's copy of the published weights ({terms}), SHA-256 {digest[:16]}")]
 
 
 @dataclass(frozen=True, kw_only=True)

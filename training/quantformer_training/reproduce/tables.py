@@ -6,12 +6,16 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from quantformer_training.calibrate import INTERVAL_LEVEL
 from quantformer_training.contest import MODELS
 from quantformer_training.effort import Effort
 from quantformer_training.paper_figures import PAPER_TABLES, PAPER_TITLES, PaperTable
 from quantformer_training.reproduce.plan import (
+    LABEL_MODELS,
+    LABELS_GROUP,
     LEFT_OUT_GROUP,
     MODELS_GROUP,
+    OTHER_LABELS,
     PAPERS_OWN,
     POOLED_GROUP,
     QUANTFORMER,
@@ -56,7 +60,12 @@ OURS = {
     ),
     "ours_forecast": _Page(
         title="Ours: forecast of the response",
-        metrics=("mse", "r", "area_r", "mse_window", "r_window", "mae", "crps"),
+        metrics=("mse", "r", "area_r", "mse_window", "r_window", "mae"),
+        task="forecast",
+    ),
+    "ours_interval": _Page(
+        title="Ours: the forecast with its interval, made of the errors on validation",
+        metrics=("crps", "interval_coverage_off", "interval_width"),
         task="forecast",
     ),
     "ours_stimulus": _Page(
@@ -75,6 +84,13 @@ _POOLED = _Page(
     metrics=("log_loss_skill", "brier_skill", "auroc_within_neuron", "calibration_error", "mse", "r"),
     task="both",
 )
+#: The three meanings of "active" (`quantformer.labels`), the usual one first.
+_LABELS = {
+    "signed": "mean dF/F of the response at least 0.10 (the paper's words)",
+    "absolute": "mean absolute dF/F at least 0.10 (the authors' released code)",
+    "evoked": "mean dF/F less the expected decay, as a z-score of the neuron's pseudo-onsets, at least 2",
+}
+_LABEL_METRICS = ("log_loss_skill", "auroc_within_neuron", "calibration_error")
 _PAPER = {
     "table1": _Page(
         title="Table 1: classification, paper-compatible",
@@ -119,7 +135,11 @@ def tables_of(name: str, runs: Iterable[Run], *, effort: Effort) -> list[ResultT
     whole = [run for run in groups[MODELS_GROUP] if not is_ablation(run.key.model)]
     if name == "ours":
         made = [_table(part, page, whole, reference=QUANTFORMER) for part, page in OURS.items()]
-        return [*filter(None, made), *filter(None, [_table("ours_pooled", _POOLED, groups[POOLED_GROUP], reference="")])]
+        made += _label_tables(whole, groups[LABELS_GROUP])
+        return [
+            *filter(None, made),
+            *filter(None, [_table("ours_pooled", _POOLED, groups[POOLED_GROUP], reference="")]),
+        ]
     if name == "table3":
         chosen, reference = _ablation(groups[MODELS_GROUP]), f"{QUANTFORMER}/{ABLATION[PAPERS_OWN]}"
     elif name == "table4":
@@ -149,19 +169,42 @@ def _table(name: str, page: _Page, runs: Sequence[Run], *, reference: str) -> Re
     paper = _paper(name, rows={run.key.row for run in usable})
     told = {metric for run in usable for metric in run.metrics}
     told |= set() if paper is None else {metric for cells in paper.rows.values() for metric in cells}
+    # A score that no run of ours tells and the paper does not print has no column.
+    shown = columns([metric for metric in page.metrics if metric in told])
+    if not shown:
+        return None
     origin = " and ".join(sorted({run.origin for run in usable}))
     made = result_table(
         usable,
         name=name,
         title=f"{page.title} ({origin} data)",
-        # A score that no run of ours tells and the paper does not print has no column.
-        columns=columns([metric for metric in page.metrics if metric in told]),
+        columns=shown,
         reference=reference if reference in there else "",
         titles=_titles({run.key.row for run in usable} | (set() if paper is None else paper.rows.keys())),
         paper=paper,
     )
     notes = [f"Left out, {mouse}, {category}, every model: {reason}" for (mouse, category), reason in lost.items()]
     return replace(made, notes=(*made.notes, *notes))
+
+
+def _label_tables(whole: Sequence[Run], others: Sequence[Run]) -> list[ResultTable | None]:
+    """A table a meaning of "active", on the places where all were run; the base rate stands in the notes."""
+    places = {(run.key.mouse, run.key.category) for run in others}
+    made: list[ResultTable | None] = []
+    for label, words in _LABELS.items() if others else ():
+        runs = [_as(run, model=run.key.model, variant="") for run in others if run.key.variant == label]
+        if label not in OTHER_LABELS:
+            runs = [
+                run for run in whole if run.key.model in LABEL_MODELS and (run.key.mouse, run.key.category) in places
+            ]
+        page = _Page(title=f"Ours: “active” by the label {label}, {words}", metrics=_LABEL_METRICS, task="activation")
+        table = _table(f"ours_label_{label}", page, runs, reference=QUANTFORMER)
+        rates = [run.metrics["active_fraction"] for run in runs if "active_fraction" in run.metrics]
+        if table is not None and rates:
+            note = f"Base rate: {100 * sum(rates) / len(rates):.1f} % of the test rows are active by this label (mean over runs)."
+            table = replace(table, notes=(note, *table.notes))
+        made.append(table)
+    return made
 
 
 def _titles(rows: set[str]) -> dict[str, str]:
@@ -196,9 +239,10 @@ def _paper(name: str, *, rows: set[str]) -> PaperTable | None:
 
 
 def _with_derived(run: Run) -> Run:
-    """With how far calibration is off, which has a better direction where slope and intercept have none."""
+    """With how far calibration and coverage are off, which has a better direction where they have none."""
     found = dict(run.metrics)
-    for name, ideal in (("calibration_slope", 1.0), ("calibration_intercept", 0.0)):
+    ideals = {"calibration_slope": 1.0, "calibration_intercept": 0.0, "interval_coverage": INTERVAL_LEVEL}
+    for name, ideal in ideals.items():
         if name in found:
             found[f"{name}_off"] = abs(found[name] - ideal)
     return replace(run, metrics=found)
@@ -212,7 +256,9 @@ def _ablation(runs: Sequence[Run]) -> list[Run]:
     """The steps under the paper's names, and our model, on the category that they were run on."""
     category = _category_of(runs, is_ablation)
     chosen = [run for run in runs if run.key.category in category]
-    steps = [_as(run, model=QUANTFORMER, variant=ABLATION[run.key.model]) for run in chosen if run.key.model in ABLATION]
+    steps = [
+        _as(run, model=QUANTFORMER, variant=ABLATION[run.key.model]) for run in chosen if run.key.model in ABLATION
+    ]
     return [*steps, *(run for run in chosen if run.key.model == QUANTFORMER)]
 
 

@@ -17,7 +17,15 @@ from quantformer_training.pretrain import PRETRAINED
 from quantformer_training.pretrain_cohort import pretrain_cohort
 from quantformer_training.reproduce.figures import draw, drawn
 from quantformer_training.reproduce.pace import Pace
-from quantformer_training.reproduce.plan import PlannedContest, Pretraining, in_jobs, is_ablation, pretrainings
+from quantformer_training.reproduce.plan import (
+    DRAWN_BESIDE,
+    MODELS_GROUP,
+    PlannedContest,
+    Pretraining,
+    in_jobs,
+    is_ablation,
+    pretrainings,
+)
 from quantformer_training.run_store import Run, RunKey
 
 if TYPE_CHECKING:
@@ -105,7 +113,9 @@ class Work:
             self._missing += [(planned, some) for some in in_jobs(models, extent=execution.extent)]
         needed = dict.fromkeys(one for planned, models in self._missing for one in needs_of(planned, models))
         if figures_from is not None:
-            self.gallery = drawn(execution.out / FIGURES, execution.drawing(figures_from).mark)
+            # Runs that are still to come will stand in them.
+            if not self._coming():
+                self.gallery = drawn(execution.out / FIGURES, execution.drawing_mark(figures_from))
             needed |= {} if self.gallery else {figures_from: None}
         self._untrained = [one for one in needed if not self._trained(one)]
         # What is left, as kinds of work, for the time that it takes.
@@ -147,7 +157,7 @@ class Work:
 
     def compete(self) -> None:
         """Run the contests; those whose auto-encoder failed are put down as failed."""
-        jobs = [*self._others.values(), *self._figure_jobs()]
+        jobs = [*self._others.values()]
         by_name = {}
         for planned, models in self._missing:
             needs = needs_of(planned, models)
@@ -166,7 +176,8 @@ class Work:
                     arguments={
                         "sessions": self._here.sessions(planned), "mouse": planned.mouse, "category": planned.category,
                         "models": models, "pretrained": str(self._here.directory(planned.pretraining)),
-                        "plain": plain, "effort": planned.effort, "seed": self._here.seed,
+                        "plain": plain, "brainlm": str(self._here.brainlm or ""), "label": planned.label,
+                        "effort": planned.effort, "seed": self._here.seed,
                     },
                 )
             )  # fmt: skip
@@ -175,12 +186,14 @@ class Work:
             if outcome.name in self._others:
                 self.others[outcome.name] = outcome
                 self._ended(outcome, [outcome.name])
-            elif outcome.name == FIGURES:
-                self._keep_figures(outcome)
             else:
                 self._keep(outcome, *by_name[outcome.name])
 
         self._run(jobs, keep)
+
+    def illustrate(self) -> None:
+        """Draw the figures, where they are missing: last, for the others' forecasts stand in them."""
+        self._run(self._figure_jobs(), self._keep_figures)
 
     def runs(self) -> tuple[Run, ...]:
         """Every planned run, in the plan's order."""
@@ -193,14 +206,21 @@ class Work:
         keys = [self._here.pretraining_key(one) for one in pretrainings(self._contests)]
         return tuple(stored[key] for key in keys if key in stored)
 
+    def _coming(self) -> bool:
+        """Whether a run is missing that is drawn beside ours."""
+        return any(
+            planned.group == MODELS_GROUP
+            and planned.mouse == self._here.drawn_mouse
+            and not set(DRAWN_BESIDE).isdisjoint(models)
+            for planned, models in self._missing
+        )
+
     def _finished(self, planned: PlannedContest, model: str) -> Run | None:
         return self._here.store.finished(self._here.key(planned, model), fingerprint=self._here.mark(planned, model))
 
     def _trained(self, one: Pretraining) -> bool:
         """Known to the store, and still on the disk."""
-        known = self._here.store.finished(
-            self._here.pretraining_key(one), fingerprint=self._here.pretraining_mark(one)
-        )
+        known = self._here.store.finished(self._here.pretraining_key(one), fingerprint=self._here.pretraining_mark(one))
         return known is not None and (self._here.directory(one) / PRETRAINED).is_file()
 
     def _run(self, jobs: Sequence[Job], keep: Callable[[Outcome], None]) -> None:
