@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from quantformer_cli.progress_bars import ProgressBars
 
 if TYPE_CHECKING:
     from quantformer_training.loop import Progress as Epoch
@@ -16,19 +17,22 @@ if TYPE_CHECKING:
 _LINE_S = 10.0
 
 
-class TrainingProgress:
+class TrainingProgress(ProgressBars):
     """A context whose `report` is given to training."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._bars = Progress(
-            TextColumn("  {task.description:<14}"),
-            BarColumn(bar_width=28),
-            TextColumn("{task.completed:>3.0f}/{task.total:.0f} epochs"),
-            TextColumn("loss {task.fields[loss]:.4f}  validation {task.fields[validation]:.4f} (best {task.fields[best]:.4f})"),
-            TextColumn("{task.fields[left]}"),
-            console=console,
-            disable=not console.is_terminal,
+        losses = "loss {task.fields[loss]:.4f}  validation {task.fields[validation]:.4f} (best {task.fields[best]:.4f})"
+        super().__init__(
+            Progress(
+                TextColumn("  {task.description:<14}"),
+                BarColumn(bar_width=28),
+                TextColumn("{task.completed:>3.0f}/{task.total:.0f} epochs"),
+                TextColumn(losses),
+                TextColumn("{task.fields[left]}"),
+                console=console,
+                disable=not console.is_terminal,
+            )
         )
         self._tasks: dict[str, TaskID] = {}
         self._stage = ""
@@ -52,7 +56,12 @@ class TrainingProgress:
         if epoch.stage not in self._tasks:
             self._finish()
             self._tasks[epoch.stage] = self._bars.add_task(
-                epoch.stage, total=epoch.epochs, loss=epoch.loss, validation=epoch.validation, best=epoch.best, left=left
+                epoch.stage,
+                total=epoch.epochs,
+                loss=epoch.loss,
+                validation=epoch.validation,
+                best=epoch.best,
+                left=left,
             )
         self._bars.update(
             self._tasks[epoch.stage],
@@ -69,14 +78,3 @@ class TrainingProgress:
             return
         for task in self._tasks.values():
             self._bars.update(task, left="done")
-
-    def __enter__(self) -> Self:
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self._finish()
-        self._bars.stop()

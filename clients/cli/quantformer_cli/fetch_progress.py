@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from quantformer_cli.progress_bars import ProgressBars
 
 if TYPE_CHECKING:
     from quantformer_training.allen_fetch import FetchPlan, PlannedFile
@@ -19,7 +20,7 @@ def size_text(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 10**9 else f"{count / 1e6:.1f} MB"
 
 
-class FetchProgress:
+class FetchProgress(ProgressBars):
     """A context whose `report` is given to `fetch`; ``line_s`` is the least time between two plain lines."""
 
     def __init__(self, console: Console, planned: FetchPlan, *, line_s: float = 10.0) -> None:
@@ -29,14 +30,16 @@ class FetchProgress:
         self._total = sum(file.bytes for file in planned.missing)
         self._begun, self._told = time.monotonic(), time.monotonic()
         self._had = sum(self._done.values())
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=28),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal or not planned.missing,
+        super().__init__(
+            Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=28),
+                DownloadColumn(),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+                console=console,
+                disable=not console.is_terminal or not planned.missing,
+            )
         )
         self._task = self._bars.add_task("fetching", total=self._total, completed=self._had)
 
@@ -51,13 +54,7 @@ class FetchProgress:
             self._told = time.monotonic()
             speed = (here - self._had) / max(self._told - self._begun, 1e-9)
             left = f"{(self._total - here) / speed / 60:.0f} minutes left" if speed > 0 else "stalled"
-            print(f"{name}: {size_text(here)} of {size_text(self._total)}, {size_text(int(speed))}/s, {left}", file=sys.stderr)
-
-    def __enter__(self) -> Self:
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bars.stop()
+            print(
+                f"{name}: {size_text(here)} of {size_text(self._total)}, {size_text(int(speed))}/s, {left}",
+                file=sys.stderr,
+            )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+
+from quantformer_cli.progress_bars import ProgressBars
 
 if TYPE_CHECKING:
     from quantformer_training.reproduce.work import Step
@@ -20,18 +21,20 @@ def left_text(seconds: float) -> str:
     return f"about {seconds / 60:.0f} minutes left" if seconds >= 90 else f"about {seconds:.0f} seconds left"
 
 
-class ReproduceProgress:
+class ReproduceProgress(ProgressBars):
     """A context whose `say` and `report` are given to the work."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=28),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} models"),
-            TextColumn("{task.fields[left]}"),
-            console=self._console,
-            disable=not self._console.is_terminal,
+        super().__init__(
+            Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=28),
+                TextColumn("{task.completed:.0f}/{task.total:.0f} models"),
+                TextColumn("{task.fields[left]}"),
+                console=self._console,
+                disable=not self._console.is_terminal,
+            )
         )
         self._task = self._bars.add_task("reading", total=None, left="", visible=False)
 
@@ -51,12 +54,3 @@ class ReproduceProgress:
         self._bars.update(
             self._task, description="training", completed=step.done, total=step.total, left=left, visible=True
         )
-
-    def __enter__(self) -> Self:
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bars.stop()
