@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -95,7 +97,11 @@ def test_neuropil_and_motion_travel_with_the_frame(service: RunningService) -> N
     with service.microscope(signal=declared) as scope:
         for number, values in enumerate(traces(96)):
             scope.frame(
-                number=number, device_s=number / 30, fluorescence=values + 70, neuropil=np.full(12, 100.0), motion=(0.5, -1.0)
+                number=number,
+                device_s=number / 30,
+                fluorescence=values + 70,
+                neuropil=np.full(12, 100.0),
+                motion=(0.5, -1.0),
             )
         scope.onset("dir=045")
         raw = scope.wait(PATIENCE_S)
@@ -160,7 +166,9 @@ def test_poll_and_rules_and_lease(service: RunningService, over: str) -> None:
     port = {"zmq": service.zmq, "tcp": service.tcp}[over]
     with (
         service.microscope() as scope,
-        Controller(session=scope.session, port=port, pub_port=service.pub, over="tcp" if over == "tcp" else "zmq") as controller,
+        Controller(
+            session=scope.session, port=port, pub_port=service.pub, over="tcp" if over == "tcp" else "zmq"
+        ) as controller,
     ):
         assert controller.description.rois == list(ROIS)
         assert controller.poll() is None
@@ -318,16 +326,91 @@ def test_a_player_refuses_what_does_not_fit(fields: dict[str, object]) -> None:
         recording(10, **fields)
 
 
+# --- clocks, and which stimulus is best ---------------------------------------------------------------------------------
+
+
+@OVER
+def test_the_clock_of_an_engine_on_this_machine_is_this_clock(service: RunningService, over: str) -> None:
+    with microscope(service, over) as scope:
+        first, again = scope.clock(), scope.clock(pings=3)
+        # One machine, one monotonic clock: the true offset is 0.
+        assert abs(first.offset_ns) <= first.uncertainty_ns
+        assert first.drift is None
+        assert again.drift is not None
+        assert again.drift_uncertainty is not None
+        assert abs(again.drift) <= again.drift_uncertainty
+        feed(scope, 96)
+        scope.onset("dir=045")
+        answer = scope.wait(PATIENCE_S)
+        assert answer is not None
+        assert first.to_local(answer.published_ns) < time.perf_counter_ns() + first.uncertainty_ns
+        with service.controller(scope.session) as controller:
+            assert abs(controller.clock().offset_ns) <= controller.clock(pings=1).uncertainty_ns + 10**9
+
+
+def test_what_was_told_of_an_onset_comes_back_with_its_answer(service: RunningService) -> None:
+    with service.microscope() as scope:
+        feed(scope, 120)
+        told = 110.25 / 30
+        scope.onset("dir=045", onset_s=told, source="photodiode", uncertainty_s=0.0005, display_latency_s=0.05)
+        answer = scope.wait(PATIENCE_S)
+        assert answer is not None
+        assert (answer.told_s, answer.onset_s, answer.onset_frame) == (told, told + 0.05, 112)
+        assert (answer.source, answer.uncertainty_s) == (wire.Source.PHOTODIODE, 0.0005)
+        assert answer.display_latency_s == 0.05
+
+
+@pytest.mark.parametrize("by", ["probability", "area"])
+def test_the_best_stimulus_for_an_ensemble_is_one_call(
+    service: RunningService, by: Literal["probability", "area"]
+) -> None:
+    stimuli = ["dir=000", "dir=045", "dir=090"]
+    with service.microscope() as scope, service.controller(scope.session) as controller, service.rest() as rest:
+        with pytest.raises(ServiceError, match="window_not_ready"):
+            controller.best_stimulus(stimuli)
+        feed(scope, 100)
+        # A rule that any answer would pass, were it an answer to act upon.
+        controller.set_rule(Rule(rule="any", rois=["n000"], threshold=0.0, max_age_s=60.0))
+        controller.arm(lease_s=60.0)
+        best = controller.best_stimulus(stimuli, rois=["n003", "n001"], by=by)
+        scope.onset([Stimulus(stimulus_id=one) for one in stimuli], onset_frame=100)
+        answer = scope.wait(PATIENCE_S)
+        assert answer is not None
+        wanted = answer.probability[:, [3, 1]].mean(axis=1)
+        if by == "area":
+            assert answer.response is not None
+            wanted = answer.response[:, [3, 1]].sum(axis=2).mean(axis=1) / 30
+        order = np.argsort(-wanted)
+        assert [one.stimulus for one in best.ranking] == [stimuli[place] for place in order]
+        np.testing.assert_allclose([getattr(one, by) for one in best.ranking], wanted[order], rtol=1e-4)
+        assert {one.rois for one in best.ranking} == {2}
+        # Nothing was told yet when it was asked: spontaneous, which this bundle was not trained for.
+        assert best.answer.phase == wire.Phase.SPONTANEOUS
+        assert best.answer.flags & wire.Flags.HYPOTHETICAL
+        assert not best.trusted
+        # The announced onset alone was decided upon.
+        state = controller.trigger()
+        assert state.fired + sum(state.refused.values()) == 1
+        described = [Stimulus(stimulus_id=one) for one in stimuli]
+        found = rest.best(scope.session, described, rois=["n003", "n001"], by=by)
+        assert [one["stimulus"] for one in found["ranking"]] == [one.stimulus for one in best.ranking]
+        assert (found["asked_rois"], found["onset_frame"], found["by"]) == (2, 100, by)
+        with pytest.raises(ServiceError, match="unknown_stimulus"):
+            rest.best(scope.session, [Stimulus(stimulus_id="stranger")])
+        with pytest.raises(ServiceError, match="unknown_roi"):
+            controller.best_stimulus(stimuli, rois=["stranger"])
+
+
 # --- the package ------------------------------------------------------------------------------------------------------
 
 
 def test_the_public_names_are_these() -> None:
     assert quantformer_client.__all__ == sorted(quantformer_client.__all__)
     assert set(quantformer_client.__all__) == {
-        "Answer", "AnswerTimeoutError", "AsyncRest", "ClientError", "Connection", "Controller", "Decision", "Disturbance",
-        "ErrorCode", "Microscope", "Played", "Player", "Presentation", "Rest", "Rule", "ServiceError", "SessionLostError",
-        "SignalDeclaration", "Stimulus", "Subscriber", "TcpTransport", "UnreachableError", "Watch", "WireError",
-        "ZmqTransport",
+        "Answer", "AnswerTimeoutError", "AsyncRest", "Best", "ClientError", "ClockOffset", "Connection", "Controller",
+        "Decision", "Disturbance", "ErrorCode", "Microscope", "Played", "Player", "Presentation", "Rest", "Rule",
+        "ServiceError", "SessionLostError", "SignalDeclaration", "Stimulus", "Subscriber", "TcpTransport",
+        "UnreachableError", "Watch", "WireError", "ZmqTransport",
     }  # fmt: skip
     for name in quantformer_client.__all__:
         assert getattr(quantformer_client, name) is not None

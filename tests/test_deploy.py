@@ -60,7 +60,9 @@ def test_the_dockerfile_agrees_with_the_settings(rehearse: ModuleType) -> None:
 
 
 def test_every_copied_file_exists_and_is_let_through(rehearse: ModuleType) -> None:
-    let_through = {line[1:] for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line[:1] == "!"}
+    let_through = {
+        line[1:] for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line[:1] == "!"
+    }
     copied = {source for source, _ in rehearse.read_dockerfile().copied}
     assert copied == let_through
     assert all((ROOT / source).exists() for source in copied)
@@ -84,7 +86,8 @@ def test_a_dockerfile_of_another_form_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [(["tpu", "new"], "expected cpu or gpu"), (["cpu", "."], "exists"), ([], "expected cpu or gpu")]
+    ("arguments", "message"),
+    [(["tpu", "new"], "expected cpu or gpu"), (["cpu", "."], "exists"), ([], "expected cpu or gpu")],
 )
 def test_the_installer_refuses(tmp_path: Path, arguments: list[str], message: str) -> None:
     arguments = [*arguments[:1], *(str(tmp_path / name) for name in arguments[1:])]
@@ -126,4 +129,14 @@ def test_prometheus_reads_the_file_that_is_mounted(compose: dict[str, Any]) -> N
     mounted = compose["services"]["prometheus"]["volumes"][0].split(":")
     configuration = yaml.safe_load((ROOT / mounted[0]).read_text(encoding="utf-8"))
     assert f"--config.file={mounted[1]}" in compose["services"]["prometheus"]["command"]
-    assert {job["job_name"] for job in configuration["scrape_configs"]} == {"prometheus"}
+    jobs = {job["job_name"]: job for job in configuration["scrape_configs"]}
+    assert set(jobs) == {"prometheus", "quantformer"}
+    (target,) = jobs["quantformer"]["static_configs"]
+    (host, port) = target["targets"][0].split(":")
+    aliases = compose["services"]["quantformer"]["networks"]["default"]["aliases"]
+    assert host in aliases
+    assert int(port) == Settings().http_port
+    # Where compose puts the secret, which comes from a file: the root file system is read-only.
+    (secret,) = compose["services"]["prometheus"]["secrets"]
+    assert jobs["quantformer"]["authorization"] == {"credentials_file": f"/run/secrets/{secret}"}
+    assert set(compose["secrets"][secret]) == {"file"}

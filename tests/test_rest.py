@@ -59,7 +59,9 @@ def session(rest: Rest) -> Iterator[int]:
 
 def frames(count: int, *, first: int = 0, rois: int = len(ROIS)) -> list[wire.Frame]:
     values = traces(count, rois=rois)
-    return [wire.Frame(number=n, device_s=n / 30.0, fluorescence=values[n - first]) for n in range(first, first + count)]
+    return [
+        wire.Frame(number=n, device_s=n / 30.0, fluorescence=values[n - first]) for n in range(first, first + count)
+    ]
 
 
 def post(service: RunningService, path: str, body: bytes, kind: str = "application/json") -> httpx.Response:
@@ -81,6 +83,27 @@ def test_the_services_own_facts(rest: Rest, tiny_bundle_path: Path) -> None:
     bundle = rest.bundle()
     assert bundle["manifest"] == json.loads((tiny_bundle_path / "manifest.json").read_text())
     assert rest.status()["bundle"] == bundle["hash"]
+
+
+def test_metrics_for_prometheus_tell_of_frames_and_answers(service: RunningService, rest: Rest, session: int) -> None:
+    address = f"http://127.0.0.1:{service.http}/metrics"
+
+    def sample(name: str) -> float:
+        page = httpx.get(address, timeout=PATIENCE_S)
+        assert page.status_code == 200
+        assert page.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+        values = [line.rpartition(" ")[2] for line in page.text.splitlines() if line.rpartition(" ")[0] == name]
+        return float(values[0]) if values else 0.0
+
+    until(lambda: sample("quantformer_up") == 1)
+    before, answered = sample("quantformer_frames_total"), sample('quantformer_answers_total{asked="onset"}')
+    rest.frames(session, frames(100))
+    rest.onset(session, wire.Onset(stimuli=[STIMULUS]), wait_s=10.0)
+    until(lambda: sample("quantformer_frames_total") == before + 100)
+    until(lambda: sample('quantformer_answers_total{asked="onset"}') == answered + 1)
+    assert sample("quantformer_inference_seconds_count") >= 1
+    assert sample("quantformer_sessions") >= 1
+    assert httpx.post(address, timeout=PATIENCE_S).status_code == 405
 
 
 def test_a_session_from_open_to_close(rest: Rest, session: int) -> None:
@@ -125,7 +148,8 @@ def test_json_frames_are_the_same_as_binary_ones(rest: Rest, session: int) -> No
             rest.frames(session, sent)
         else:
             rows = [
-                {"number": f.number, "device_s": f.device_s, "fluorescence": [float(v) for v in f.fluorescence]} for f in sent
+                {"number": f.number, "device_s": f.device_s, "fluorescence": [float(v) for v in f.fluorescence]}
+                for f in sent
             ]
             rest.frames_json(session, rows)
         answers.append(rest.onset(session, wire.Onset(stimuli=[STIMULUS]), wait_s=10.0))
@@ -255,8 +279,18 @@ def bad_frames() -> dict[str, tuple[bytes, str, int, str]]:
     return {
         "wrong neuron count": (wire.with_length(frames(1, rois=11)[0].encode()), binary, 422, "wrong_neuron_count"),
         "wrong dtype": (wire.with_length(bytes(wide)), binary, 422, "bad_payload"),
-        "wrong dtype in json": (b'{"frames":[{"number":1,"device_s":0,"fluorescence":["a"]}]}', json_, 422, "bad_payload"),
-        "a bool for a number": (b'{"frames":[{"number":true,"device_s":0,"fluorescence":[1]}]}', json_, 422, "bad_payload"),
+        "wrong dtype in json": (
+            b'{"frames":[{"number":1,"device_s":0,"fluorescence":["a"]}]}',
+            json_,
+            422,
+            "bad_payload",
+        ),
+        "a bool for a number": (
+            b'{"frames":[{"number":true,"device_s":0,"fluorescence":[1]}]}',
+            json_,
+            422,
+            "bad_payload",
+        ),
         "truncated": (wire.with_length(raw)[:-3], binary, 400, "truncated"),
         "no length": (raw, binary, 400, "bad_magic"),
         "garbage": (b"\x17" * 500, binary, 400, "bad_magic"),
@@ -275,7 +309,9 @@ def bad_frames() -> dict[str, tuple[bytes, str, int, str]]:
 
 
 @pytest.mark.parametrize("case", bad_frames())
-def test_bad_frames_get_a_typed_error_and_change_nothing(service: RunningService, rest: Rest, session: int, case: str) -> None:
+def test_bad_frames_get_a_typed_error_and_change_nothing(
+    service: RunningService, rest: Rest, session: int, case: str
+) -> None:
     rest.frames(session, frames(5))
     body, kind, status, code = bad_frames()[case]
     assert refusal(post(service, f"/v1/sessions/{session}/frames", body, kind)) == (status, code)
@@ -356,7 +392,9 @@ def test_a_body_without_an_announced_length_is_capped_too(service: RunningServic
 
     address = f"http://127.0.0.1:{service.http}/v1/sessions/{session}/frames"
     try:
-        answer = httpx.post(address, content=endless(), headers={"content-type": "application/octet-stream"}, timeout=PATIENCE_S)
+        answer = httpx.post(
+            address, content=endless(), headers={"content-type": "application/octet-stream"}, timeout=PATIENCE_S
+        )
     except httpx.HTTPError:
         return  # the connection was closed while we were still sending, which is as well
     assert refusal(answer) == (413, "oversized")
@@ -372,7 +410,12 @@ def test_pages_of_other_sites_are_refused(service: RunningService, headers: dict
 
 
 def test_garbage_on_the_http_port_does_not_stop_the_service(service: RunningService, rest: Rest) -> None:
-    for data in (b"\x00" * 1000, b"GET / HTTP/9.9\r\n\r\n", b"POST /v1/predict HTTP/1.1\r\nContent-Length: -5\r\n\r\n", b""):
+    for data in (
+        b"\x00" * 1000,
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"POST /v1/predict HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
+        b"",
+    ):
         with socket.create_connection(("127.0.0.1", service.http), timeout=PATIENCE_S) as vanishing:
             vanishing.sendall(data)
     assert rest.ready()["ready"]
@@ -380,12 +423,16 @@ def test_garbage_on_the_http_port_does_not_stop_the_service(service: RunningServ
 
 def test_a_client_that_vanishes_in_the_middle_of_a_body(service: RunningService, rest: Rest, session: int) -> None:
     with socket.create_connection(("127.0.0.1", service.http), timeout=PATIENCE_S) as half:
-        half.sendall(b"POST /v1/sessions/%d/frames HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\nQNTF" % session)
+        half.sendall(
+            b"POST /v1/sessions/%d/frames HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\nQNTF" % session
+        )
     assert rest.frames(session, frames(1))["accepted"] == 1
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(body=st.binary(max_size=300), binary=st.booleans(), path=st.sampled_from(["", "/1/frames", "/1/onsets", "/1/rules"]))
+@given(
+    body=st.binary(max_size=300), binary=st.booleans(), path=st.sampled_from(["", "/1/frames", "/1/onsets", "/1/rules"])
+)
 def test_any_bytes_get_a_typed_error(service: RunningService, body: bytes, binary: bool, path: str) -> None:
     answer = post(service, "/v1/sessions" + path, body, "application/octet-stream" if binary else "application/json")
     assert 400 <= refusal(answer)[0] < 500

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from running_service import PATIENCE_S, RunningService, command, feed, free_ports, traces, until
@@ -51,7 +52,11 @@ def test_a_killed_engine_comes_back_empty_and_everybody_hears_of_it(service: Run
         epoch, session, engine = scope.connection.epoch, scope.session, service.child("engine")
         with service.controller(session) as controller:
             controller.arm(lease_s=60.0)
+            until(lambda: metric(service, "quantformer_frames_total") == 100)
             engine.kill()
+            # What the dead one counted is not told as if it were now.
+            until(lambda: metric(service, "quantformer_up") == 0)
+            assert metric(service, "quantformer_frames_total") is None
             told = json.loads(live.recv(timeout=PATIENCE_S))
             while told["type"] != "session_lost":
                 told = json.loads(live.recv(timeout=PATIENCE_S))
@@ -81,6 +86,13 @@ def test_a_killed_engine_comes_back_empty_and_everybody_hears_of_it(service: Run
         assert scope.wait(PATIENCE_S) is not None
         assert rest.trigger(scope.session)["state"] == "disarmed"
         assert service.child("engine").pid != engine.pid
+        until(lambda: metric(service, "quantformer_frames_total") == 96)
+
+
+def metric(service: RunningService, name: str) -> float | None:
+    """A sample of the page for Prometheus."""
+    page = httpx.get(f"http://127.0.0.1:{service.http}/metrics", timeout=PATIENCE_S).text
+    return next((float(line.split()[1]) for line in page.splitlines() if line.startswith(f"{name} ")), None)
 
 
 def poll_trigger(controller: Controller) -> None:
@@ -126,7 +138,9 @@ def test_a_killed_predictor_comes_back(shared: RunningService) -> None:
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_disarms_answers_what_is_pending_and_ends(service: RunningService, number: signal.Signals, status: int) -> None:
+def test_a_signal_disarms_answers_what_is_pending_and_ends(
+    service: RunningService, number: signal.Signals, status: int
+) -> None:
     scope = service.microscope()
     with scope.connection, service.controller(scope.session) as controller, controller.watch() as watch:
         feed(scope, 96)

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from quantformer.bundle import Bundle, load_bundle
 from quantformer.signal import hold_missing
@@ -57,7 +59,7 @@ def ask(session: Session, **fields: Any) -> None:
 
 
 def due(session: Session, *, now_ns: int = 0, expected_ns: int = 0) -> list[Question]:
-    return session.docket.due(now_ns=now_ns, expected_ns=expected_ns)
+    return session.docket.due(now_ns=now_ns, expected_ns=lambda _rows: expected_ns)
 
 
 def captured(session: Session, question: Question) -> Slot:
@@ -178,7 +180,7 @@ def test_at_its_deadline_it_is_asked_from_the_frames_that_are_there(bundle: Bund
     session = session_of(bundle)
     feed(session, 0, 120)
     ask(session, onset_s=124.5 / 30, within_s=0.1)
-    assert session.docket.next_deadline_ns() == SECOND // 10
+    assert session.docket.next_begin_ns(lambda rows: rows) == SECOND // 10 - len(ROIS)
     assert due(session, now_ns=SECOND // 20, expected_ns=SECOND // 25) == []
     (question,) = due(session, now_ns=SECOND // 20, expected_ns=SECOND // 20)
     slot = captured(session, question)
@@ -289,19 +291,118 @@ def test_too_many_questions(bundle: Bundle) -> None:
 def test_a_standing_question_is_asked_for_the_newest_frame_only(bundle: Bundle) -> None:
     session = session_of(bundle)
     session.docket.stand(wire.Standing(stimuli=GRATING, rois=["n002"]), number=5)
-    assert session.standing_question(now_ns=0) is None
+    assert session.docket.next_standing(now_ns=0) is None
     feed(session, 0, 96)
-    first = session.standing_question(now_ns=0)
+    first = session.docket.next_standing(now_ns=0)
     assert first is not None
     assert (first.number, first.onset_frame, first.rois.tolist()) == (5, 96, [2])
-    assert session.standing_question(now_ns=0) is None
+    assert session.docket.next_standing(now_ns=0) is None
     feed(session, 96, 100)
-    second = session.standing_question(now_ns=0)
+    assert session.docket.next_standing(now_ns=0, fits=lambda rows: rows > 1) is None
+    second = session.docket.next_standing(now_ns=0, fits=lambda rows: rows == 1)
     assert second is not None
     assert second.onset_frame == 100
     assert session.counters["standing_dropped"] == 3
+    feed(session, 100, 101)
     session.acquisition("stop")
-    assert session.standing_question(now_ns=0) is None
+    assert session.docket.next_standing(now_ns=0) is None
+    assert session.counters["standing_dropped"] == 4
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    steps=st.lists(
+        st.sampled_from(["frame", "frame", "frame", "gap", "late", "ask", "stand", "clear", "stop", "start", "abort"]),
+        max_size=80,
+    ),
+    ahead=st.integers(0, 120),
+)
+def test_a_standing_question_is_asked_or_dropped_once_for_every_frame(
+    bundle: Bundle, steps: list[str], ahead: int
+) -> None:
+    session = session_of(bundle)
+    docket = session.docket
+    feed(session, 0, ahead)
+    # What must come of it, counted in the plainest way: a frame that came in order, with 96 before the next.
+    first, last, numbers, owed = 0, ahead - 1, iter(range(1, 100)), 0
+    paused, standing, unasked = False, set[int](), set[int]()
+    holes: list[int] = []
+    for step in steps:
+        full = last - first + 1 >= 96
+        if step in {"frame", "gap"} and not paused:
+            number = last + (1 if step == "frame" or last < 0 else 2)
+            holes += [last + 1] if number == last + 2 else []
+            session.frame(frame(number), received_ns=0)
+            first, last = (number if last < 0 else first), number
+            if last - first + 1 >= 96:
+                owed += len(standing)
+                unasked = set(standing)
+        elif step == "late" and holes and not paused and last - holes[-1] < 7:
+            # One that fills a hole is not newer than the newest.
+            session.frame(frame(holes.pop()), received_ns=0)
+        elif step == "ask":
+            while (question := docket.next_standing(now_ns=0)) is not None:
+                assert question.number in unasked
+                unasked.discard(question.number)
+            assert not unasked
+        elif step == "stand" and len(standing) < 8:
+            docket.stand(wire.Standing(stimuli=GRATING), number=(made := next(numbers)))
+            standing.add(made)
+            if full and not paused:
+                owed += 1
+                unasked.add(made)
+        elif step == "clear" and standing:
+            docket.clear(one := min(standing))
+            standing.discard(one)
+            unasked.discard(one)
+        elif step in {"stop", "start", "abort"}:
+            session.acquisition(step)  # type: ignore[arg-type]  # one of the three
+            paused, unasked = step != "start", set()
+            if step != "stop":
+                first, last, holes = 0, -1, []
+        done = session.counters["standing_questions"] + session.counters["standing_dropped"]
+        assert done == owed - len(unasked)
+
+
+def test_several_standing_questions_take_turns(bundle: Bundle) -> None:
+    session = session_of(bundle)
+    for number in (5, 6, 7):
+        session.docket.stand(wire.Standing(stimuli=GRATING), number=number)
+    asked = []
+    for newest in range(96, 102):
+        feed(session, 0 if newest == 96 else newest - 1, newest)
+        question = session.docket.next_standing(now_ns=0)
+        assert question is not None
+        asked.append(question.number)
+    assert asked == [5, 6, 7, 5, 6, 7]
+
+
+def test_an_onset_that_is_only_supposed_begins_no_phase(bundle: Bundle) -> None:
+    session = session_of(bundle)
+    feed(session, 0, 100)
+    ask(session, hypothetical=True)
+    captured(session, question := due(session)[0])
+    assert (question.phase, question.hypothetical) == (wire.Phase.SPONTANEOUS, True)
+    feed(session, 100, 105)
+    assert session.phase.name == "SPONTANEOUS"
+
+
+def test_where_the_time_of_an_onset_came_from_stays_with_it(bundle: Bundle) -> None:
+    session = session_of(bundle)
+    feed(session, 0, 110)
+    told = {"source": "photodiode", "uncertainty_s": 0.001, "display_latency_s": 0.05}
+    ask(session, onset_s=100.25 / 30, **told)
+    (question,) = due(session)
+    assert (question.told_s, question.onset_s) == (100.25 / 30, 100.25 / 30 + 0.05)
+    assert (question.source, question.uncertainty_s, question.display_latency_s) == (
+        wire.Source.PHOTODIODE,
+        0.001,
+        0.05,
+    )
+    ask(session, **told)
+    (question,) = due(session)
+    assert np.isnan(question.told_s)
+    assert question.source == wire.Source.NONE
 
 
 def test_the_phase_follows_the_onsets_that_were_told(bundle: Bundle) -> None:
@@ -328,7 +429,7 @@ def test_an_aborted_acquisition_gives_its_questions_back(bundle: Bundle) -> None
     ask(session, onset_frame=110)
     assert [question.number for question in session.acquisition("abort")] == [1]
     assert session.docket.pending == []
-    assert session.docket.next_deadline_ns() is None
+    assert session.docket.next_begin_ns(lambda rows: rows) is None
 
 
 # --- stimulation ------------------------------------------------------------------------------------------------------

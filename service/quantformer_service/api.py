@@ -24,6 +24,8 @@ from quantformer_client.errors import ErrorCode, WireError
 from quantformer_service import forms
 from quantformer_service.door import Door
 from quantformer_service.engine_link import EngineLink, expected
+from quantformer_service.exposition import CONTENT_TYPE, gpu_gauges, render
+from quantformer_service.gpu import Gpu
 from quantformer_service.http_body import BINARY, JSON, read_bytes, read_frames, read_json
 from quantformer_service.http_errors import STATUS, HttpRefusalError, refusal_response
 from quantformer_service.live import Live
@@ -51,11 +53,14 @@ Watched = Annotated[int | None, Query(description="id of a session; absent: all"
 class Api:
     """The handlers; each of them is one of `OPERATIONS`."""
 
-    def __init__(self, *, settings: Settings, bundle: Bundle, link: EngineLink, predictions: PredictQueue) -> None:
-        self._settings, self._link, self._predictions = settings, link, predictions
+    def __init__(
+        self, *, settings: Settings, bundle: Bundle, link: EngineLink, predictions: PredictQueue, gpu: Gpu | None = None
+    ) -> None:
+        self._settings, self._link, self._predictions, self._gpu = settings, link, predictions, gpu
         self._bundle = forms.BundleFacts(
             hash=bundle.hash, manifest=msgspec.json.decode(render_manifest(bundle.manifest))
         )
+        self._rate_hz = bundle.recipe.rate_hz
         self._status: tuple[float, wire.Header, wire.Status] | None = None
         self._status_lock = asyncio.Lock()
         self._rois: dict[tuple[int, int], list[str]] = {}
@@ -92,6 +97,13 @@ class Api:
         gateway = {**self._link.counters, **self._predictions.counters}
         ready = status.state == "ready" and self._predictions.ready.is_set()
         return _json(forms.ServiceStatus(ready=ready, epoch=header.epoch, gateway=gateway, **fields))
+
+    async def metrics(self, _request: Request) -> Response:
+        """What the engine published last, for Prometheus; nothing is asked of the engine."""
+        sensors = gpu_gauges(self._gpu.read() if self._gpu is not None else None)
+        counted = {**self._link.counters, **self._predictions.counters}
+        page = render(self._link.metrics, gateway=counted, gauges=sensors)
+        return Response(page, media_type=CONTENT_TYPE)
 
     async def stop_all(self, request: Request) -> Response:
         """Emergency stop of every session."""
@@ -163,11 +175,15 @@ class Api:
 
     async def stimulation(self, request: Request, session: int) -> Response:
         """STIMULATION."""
-        return await self._ask(await self._json(request, wire.Stimulation), expect=wire.Accepted, session=session, status=202)
+        return await self._ask(
+            await self._json(request, wire.Stimulation), expect=wire.Accepted, session=session, status=202
+        )
 
     async def acquisition(self, request: Request, session: int) -> Response:
         """ACQUISITION."""
-        return await self._ask(await self._json(request, wire.Acquisition), expect=wire.Accepted, session=session, status=202)
+        return await self._ask(
+            await self._json(request, wire.Acquisition), expect=wire.Accepted, session=session, status=202
+        )
 
     # --- questions --------------------------------------------------------------------------------------------------------
 
@@ -188,9 +204,30 @@ class Api:
                 return _json(accepted, status=202)
         return _json(forms.prediction(header, answer, roi_ids=await self._roi_ids(session), detail=detail))
 
+    async def best(self, request: Request, session: int) -> Response:
+        """A hypothetical ONSET of several stimuli, and its ANSWER as a ranked list."""
+        asked = await self._json(request, forms.BestStimulus)
+        _session(session)
+        onset = wire.Onset(
+            stimuli=asked.stimuli,
+            rois=asked.rois,
+            onset_frame=asked.onset_frame,
+            onset_s=asked.onset_s,
+            within_s=asked.within_s,
+            detail="forecast" if asked.by == "area" else asked.detail,
+            hypothetical=True,
+        )
+        with self._link.converse() as talk:
+            talk.send(onset, session=session)
+            expected(await talk.receive(self._settings.request_timeout_s), wire.Accepted)
+            header, answer = expected(await talk.receive(_LONGEST_WAIT_S), wire.Answer)
+        return _json(forms.ranked(header, answer, by=asked.by, rate_hz=self._rate_hz))
+
     async def standing(self, request: Request, session: int) -> Response:
         """STANDING."""
-        return await self._ask(await self._json(request, wire.Standing), expect=wire.Accepted, session=session, status=201)
+        return await self._ask(
+            await self._json(request, wire.Standing), expect=wire.Accepted, session=session, status=201
+        )
 
     async def clear_standing(self, session: int, question: int) -> Response:
         """CLEAR_STANDING."""
@@ -288,7 +325,9 @@ class Api:
 
 def build(api: Api, *, settings: Settings) -> FastAPI:
     """The application: the operations, the WebSocket, the errors and the OpenAPI page."""
-    app = FastAPI(title="quantformer", version=__version__, openapi_url="/v1/openapi.json", docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="quantformer", version=__version__, openapi_url="/v1/openapi.json", docs_url=None, redoc_url=None
+    )
     for one in OPERATIONS:
         about = openapi_of(one)
         app.add_api_route(
@@ -313,6 +352,7 @@ def build(api: Api, *, settings: Settings) -> FastAPI:
         await api.live.serve(socket, session=session, detail=detail)
 
     app.add_api_websocket_route("/v1/stream", stream)
+    app.add_route("/metrics", api.metrics, include_in_schema=False)
     app.add_middleware(Door, settings=settings)
     _add_errors(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend the page
@@ -340,7 +380,9 @@ def _add_errors(app: FastAPI) -> None:
 
     async def unforeseen(request: Request, error: Exception) -> Response:
         _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return refusal_response(ErrorCode.INTERNAL, f"an error that nobody foresaw ({type(error).__name__}); see the log")
+        return refusal_response(
+            ErrorCode.INTERNAL, f"an error that nobody foresaw ({type(error).__name__}); see the log"
+        )
 
     async def invalid_stream(socket: WebSocket, error: Exception) -> None:
         assert isinstance(error, WebSocketRequestValidationError)
@@ -387,7 +429,9 @@ def _session(session: int) -> int:
         HttpRefusalError: it cannot be one. 0 means every session to some messages, and must not be reached by accident.
     """
     if not 0 < session < 1 << 64:
-        raise HttpRefusalError(ErrorCode.SESSION_LOST, f"session {session} is not there; ids are positive: open a session")
+        raise HttpRefusalError(
+            ErrorCode.SESSION_LOST, f"session {session} is not there; ids are positive: open a session"
+        )
     return session
 
 

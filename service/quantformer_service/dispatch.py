@@ -24,9 +24,9 @@ from quantformer_service.trigger import Trigger
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What goes back to the sender; ``session`` and ``roi_hash`` are header fields."""
+    """What goes back to the sender, an encoded ANSWER as bytes; ``session`` and ``roi_hash`` are header fields."""
 
-    body: wire.Body | wire.Answer
+    body: wire.Body | bytearray
     session: int
     roi_hash: int = 0
     sent_ns: int | None = None
@@ -40,7 +40,8 @@ def new_id() -> int:
 class Dispatcher:
     """The sessions, and one method a message type. Each returns its reply or raises `Refusal`.
 
-    ``publish`` sends a body of a session to all subscribers; ``lose`` is told of questions that lost their window.
+    ``publish`` sends a body of a session to all subscribers; ``lose`` is told of questions that lost their window;
+    ``trouble`` says why nothing may be armed (empty: it may); ``number`` makes the numbers of sessions and leases.
     """
 
     def __init__(
@@ -52,12 +53,18 @@ class Dispatcher:
         lose: Callable[[Session, list[Any]], None],
         status: Callable[[], wire.Status],
         welcome: Callable[[], wire.Welcome],
+        trouble: Callable[[], str] = str,
+        number: Callable[[], int] = new_id,
     ) -> None:
         self._settings, self._bundle = settings, bundle
         self._publish, self._lose, self._status, self._welcome = publish, lose, status, welcome
         self.sessions: dict[int, Session] = {}
         self.counters: Counter[str] = Counter()
-        self._questions = 0
+        #: What happened in sessions that are gone, as far as their own counters told.
+        self.ended: Counter[str] = Counter()
+        self._trouble, self._number = trouble, number
+        #: How many were made; the next one has the number after it.
+        self.questions = 0
         #: Set by the engine: None while requests are taken, else the code and text that refuse them.
         self.closed: tuple[ErrorCode, str] | None = (ErrorCode.NOT_READY, "the engine is warming up; ask again soon")
         self._handlers: dict[wire.MessageType, Callable[..., Reply | None]] = {
@@ -87,6 +94,13 @@ class Dispatcher:
             Refusal: it cannot be done; nothing has changed.
         """
         kind, body, head = message.header.type, message.body, message.header
+        if isinstance(body, wire.Frame) and (peer.authorized or not self._settings.token):
+            if self.closed is not None:
+                raise Refusal(*self.closed)
+            session = self._session(head)
+            session.used_ns = now_ns
+            self._frame(session, body, now_ns=now_ns)
+            return None
         if isinstance(body, wire.Ping):
             return Reply(
                 body=wire.Pong(received_ns=now_ns, replied_ns=time.perf_counter_ns()),
@@ -101,7 +115,7 @@ class Dispatcher:
             return None
         if isinstance(body, wire.GetStatus):
             return Reply(body=self._status(), session=0)
-        if kind not in self._handlers and kind != wire.MessageType.FRAME:
+        if kind not in self._handlers:
             raise Refusal(ErrorCode.UNEXPECTED, f"{kind.name} is sent by the engine, not to it")
         if self.closed is not None:
             raise Refusal(*self.closed)
@@ -109,9 +123,6 @@ class Dispatcher:
             return self._handlers[kind](message, peer=peer, now_ns=now_ns)
         session = self._session(head)
         session.used_ns = now_ns
-        if isinstance(body, wire.Frame):
-            self._frame(session, body, now_ns=now_ns)
-            return None
         return self._handlers[kind](message, session=session, peer=peer, now_ns=now_ns)
 
     def _session(self, head: wire.Header) -> Session:
@@ -151,13 +162,13 @@ class Dispatcher:
         declared = declare(message.body, self._bundle)
         if len(self.sessions) >= self._settings.sessions:
             self._make_way(now_ns)
-        number = new_id()
+        number = self._number()
         session = Session(
             number,
             declared=declared,
             bundle=self._bundle,
             limits=self._settings.limits,
-            trigger=Trigger(tuple(message.body.rois)),
+            trigger=Trigger(tuple(message.body.rois), lease=self._number),
         )
         session.used_ns = now_ns
         self.sessions[number] = session
@@ -176,17 +187,20 @@ class Dispatcher:
                 ErrorCode.TOO_MANY_SESSIONS,
                 f"{len(self.sessions)} sessions are open, the most there may be, and all are in use; CLOSE one",
             )
-        self._end(idle)
+        self.end(idle)
         self._publish(wire.SessionLost(reason="idle, and another session was opened"), session=idle.number)
         self.counters["sessions_evicted"] += 1
 
-    def _end(self, session: Session) -> None:
+    def end(self, session: Session) -> None:
+        """End a session; its pending questions are lost."""
         session.trigger.disarm()
+        session.docket.pause(True)
         del self.sessions[session.number]
+        self.ended.update(session.counters)
         self._lose(session, session.docket.take_pending())
 
     def _close(self, message: wire.Message, *, session: Session, **_: Any) -> Reply:
-        self._end(session)
+        self.end(session)
         return Reply(body=wire.Closed(counters=dict(session.counters)), session=session.number)
 
     def _describe(self, message: wire.Message, *, session: Session, **_: Any) -> Reply:
@@ -206,16 +220,16 @@ class Dispatcher:
 
     def _onset(self, message: wire.Message, *, session: Session, peer: Peer, now_ns: int) -> Reply:
         assert isinstance(message.body, wire.Onset)
-        number = self._questions + 1
+        number = self.questions + 1
         session.docket.ask(message.body, number=number, peer=peer, request=message.header.request, now_ns=now_ns)
-        self._questions = number
+        self.questions = number
         return Reply(body=wire.Accepted(question=number), session=session.number)
 
     def _standing(self, message: wire.Message, *, session: Session, **_: Any) -> Reply:
         assert isinstance(message.body, wire.Standing)
-        number = self._questions + 1
+        number = self.questions + 1
         session.docket.stand(message.body, number=number)
-        self._questions = number
+        self.questions = number
         return Reply(body=wire.Accepted(question=number), session=session.number)
 
     def _clear_standing(self, message: wire.Message, *, session: Session, **_: Any) -> Reply:
@@ -244,6 +258,8 @@ class Dispatcher:
 
     def _arm(self, message: wire.Message, *, session: Session, now_ns: int, **_: Any) -> Reply:
         assert isinstance(message.body, wire.Arm)
+        if trouble := self._trouble():
+            raise Refusal(ErrorCode.NOT_RECORDING, f"{trouble}; ARM when STATUS shows the recording without trouble")
         session.trigger.arm(lease_s=message.body.lease_s, now_ns=now_ns)
         return self._trigger_changed(session, now_ns)
 
@@ -271,7 +287,11 @@ class Dispatcher:
         state = session.trigger.describe(now_ns=now_ns)
         # The lease's number is for the one who armed; subscribers learn the state.
         public = wire.Trigger(
-            state=state.state, lease_left_s=state.lease_left_s, fired=state.fired, refused=state.refused
+            state=state.state,
+            lease_left_s=state.lease_left_s,
+            fired=state.fired,
+            refused=state.refused,
+            reason=state.reason,
         )
         self._publish(public, session=session.number)
         return Reply(body=state, session=session.number)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,14 +29,25 @@ _PATIENCE_S = 1.0
 
 @dataclass(kw_only=True, eq=False)
 class Standing:
-    """A standing question, and the last frame for which it was asked (-1: none)."""
+    """A standing question. It ``waits`` while it has not been asked for the newest frame; ``turn`` is when it was asked
+    last, in questions of its session.
+    """
 
     number: int
     stimuli: Alternatives
     rois: NDArray[np.int64]
     forecast: bool
     baseline: bool
-    asked_frame: int = -1
+    waits: bool = False
+    turn: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """An answer that was published: its question, and its bytes. Not its arrays, whose memory inference uses again."""
+
+    question: int
+    message: bytearray
 
 
 class Docket:
@@ -53,9 +66,10 @@ class Docket:
         self._declared, self._bundle, self._window, self._limits = declared, bundle, window, limits
         self._phases, self._counters = phases, counters
         self._standing: dict[int, Standing] = {}
-        self._answers: deque[wire.Answer] = deque(maxlen=_ANSWERS_KEPT)
-        self._latest: dict[int, wire.Answer] = {}
-        self._newest: wire.Answer | None = None
+        self._answers: deque[Kept] = deque(maxlen=_ANSWERS_KEPT)
+        self._latest: dict[int, Kept] = {}
+        self._newest: Kept | None = None
+        self._turns, self._paused = 0, False
         self.pending: list[Question] = []
 
     @property
@@ -100,7 +114,8 @@ class Docket:
         duration_s = onset.duration_s
         if duration_s is None:
             duration_s = self._bundle.recipe.response_frames / self._bundle.recipe.rate_hz
-        self._phases.began(moment_s, duration_s=duration_s, blank=stimuli.blank)
+        if not onset.hypothetical:
+            self._phases.began(moment_s, duration_s=duration_s, blank=stimuli.blank)
         self.pending.append(
             Question(
                 number=number,
@@ -115,6 +130,11 @@ class Docket:
                 expires_ns=deadline_ns or now_ns + int((max(0.0, ahead_s) + _PATIENCE_S) * 1e9),
                 peer=peer,
                 request=request,
+                told_s=math.nan if onset.onset_s is None else onset.onset_s,
+                uncertainty_s=onset.uncertainty_s,
+                display_latency_s=onset.display_latency_s,
+                source=wire.Source.NONE if now else wire.Source[onset.source.upper()],
+                hypothetical=onset.hypothetical,
             )
         )
         self._counters["onset_questions"] += 1
@@ -132,7 +152,13 @@ class Docket:
             )
         stimuli, rois = self._asked(asked)
         self._standing[number] = Standing(
-            number=number, stimuli=stimuli, rois=rois, forecast=asked.detail == "forecast", baseline=asked.baseline
+            number=number,
+            stimuli=stimuli,
+            rois=rois,
+            forecast=asked.detail == "forecast",
+            baseline=asked.baseline,
+            waits=self._full and not self._paused,
+            turn=self._turns,
         )
 
     def clear(self, number: int) -> None:
@@ -141,25 +167,47 @@ class Docket:
         Raises:
             Refusal: there is none of that number.
         """
-        if self._standing.pop(number, None) is None:
+        ended = self._standing.pop(number, None)
+        if ended is None:
             raise Refusal(ErrorCode.UNKNOWN_QUESTION, f"standing question {number} is not there; DESCRIBE lists them")
+        if ended.waits:
+            self._counters["standing_dropped"] += 1
         self._latest.pop(number, None)
 
-    def restart(self) -> None:
-        """An acquisition began: frame numbers may begin anew."""
+    def newest_changed(self) -> None:
+        """A newer frame is there: each standing question waits for it, and counts as dropped for the one before if it was
+        not asked for that.
+        """
+        if self._standing and self._full:
+            for standing in self._standing.values():
+                if standing.waits:
+                    self._counters["standing_dropped"] += 1
+                standing.waits = True
+
+    def pause(self, paused: bool) -> None:
+        """The acquisition ended (``paused``) or began; what waited for the newest frame is dropped for it."""
+        self._paused = paused
         for standing in self._standing.values():
-            standing.asked_frame = -1
+            if standing.waits:
+                self._counters["standing_dropped"] += 1
+            standing.waits = False
+
+    @property
+    def _full(self) -> bool:
+        """Whether a question for the frame after the newest has a window to read."""
+        window = self._window
+        return not window.empty and window.last + 1 - frames_before(self._bundle, self._declared) >= window.oldest
 
     def take_pending(self) -> list[Question]:
         """All pending questions, which are so no more."""
         taken, self.pending = self.pending, []
         return taken
 
-    def due(self, *, now_ns: int, expected_ns: int) -> list[Question]:
+    def due(self, *, now_ns: int, expected_ns: Callable[[int], int]) -> list[Question]:
         """Take out the pending questions that wait for nothing more, first come first.
 
-        A question is due when the frame before its onset is there, or when the time that inference is expected to take
-        is all that is left until its deadline.
+        A question is due when the frame before its onset is there, or when the time that an answer of its rows is expected
+        to take (``expected_ns``) is all that is left until its deadline.
         """
         ready: list[Question] = []
         waiting: list[Question] = []
@@ -169,29 +217,45 @@ class Docket:
             else:
                 assert question.onset_s is not None
                 arrived = self._window.ready_at(question.onset_s)
-            (ready if arrived or now_ns >= question.expires_ns - expected_ns else waiting).append(question)
+            begins = arrived or now_ns >= question.expires_ns - expected_ns(question.rows)
+            (ready if begins else waiting).append(question)
         self.pending = waiting
         for question in ready:
             question.window_ready_ns = now_ns
         return ready
 
-    def next_deadline_ns(self) -> int | None:
-        """The earliest moment at which a pending question must be answered, frames or not."""
-        return min((question.expires_ns for question in self.pending), default=None)
+    def next_begin_ns(self, expected_ns: Callable[[int], int]) -> int | None:
+        """The earliest moment at which a pending question must be begun, frames or not; None if none is pending."""
+        if not self.pending:
+            return None
+        return min(question.expires_ns - expected_ns(question.rows) for question in self.pending)
 
-    def next_standing(self, *, now_ns: int) -> Question | None:
-        """The standing question that has waited longest, as a question for the frame after the newest; None if none."""
-        window = self._window
-        if not self._standing or window.empty:
+    def next_standing(self, *, now_ns: int, fits: Callable[[int], bool] = lambda _rows: True) -> Question | None:
+        """The standing question that has waited longest, as a question for the frame after the newest; None if none waits.
+
+        One of so many rows that it does not fit (``fits``) before something else goes on waiting.
+        """
+        waiting = [
+            one for one in self._standing.values() if one.waits and fits(len(one.rois) * len(one.stimuli.labels))
+        ]
+        if not waiting:
             return None
-        if window.last + 1 - frames_before(self._bundle, self._declared) < window.oldest:
-            return None
-        standing = min(self._standing.values(), key=lambda one: one.asked_frame)
-        if standing.asked_frame >= window.last:
-            return None
-        if standing.asked_frame >= 0:
-            self._counters["standing_dropped"] += window.last - standing.asked_frame - 1
-        standing.asked_frame = window.last
+        return self._stood(min(waiting, key=lambda one: one.turn), now_ns=now_ns)
+
+    def take(self, number: int, *, now_ns: int) -> Question | None:
+        """A question by its number, as `due` or `next_standing` gave it when it was recorded; None if there is none."""
+        for question in self.pending:
+            if question.number == number:
+                self.pending.remove(question)
+                question.window_ready_ns = now_ns
+                return question
+        standing = self._standing.get(number)
+        return None if standing is None else self._stood(standing, now_ns=now_ns)
+
+    def _stood(self, standing: Standing, *, now_ns: int) -> Question:
+        """A standing question as one about the frame after the newest."""
+        self._turns += 1
+        standing.waits, standing.turn = False, self._turns
         self._counters["standing_questions"] += 1
         return Question(
             number=standing.number,
@@ -200,29 +264,30 @@ class Docket:
             rois=standing.rois,
             forecast=standing.forecast,
             baseline=standing.baseline,
-            onset_frame=window.last + 1,
+            onset_frame=self._window.last + 1,
             window_ready_ns=now_ns,
         )
 
-    def keep(self, answer: wire.Answer) -> None:
-        """Remember an answer for `poll`."""
-        self._newest = answer
+    def keep(self, answer: wire.Answer, message: bytearray) -> None:
+        """Remember an answer, as the bytes that were published, for `poll`."""
+        kept = Kept(question=answer.question, message=message)
+        self._newest = kept
         if answer.asked != wire.Asked.STANDING:
-            self._answers.append(answer)
+            self._answers.append(kept)
         elif answer.question in self._standing:
-            self._latest[answer.question] = answer
+            self._latest[answer.question] = kept
 
-    def poll(self, number: int) -> wire.Answer:
-        """The latest answer of one question, or of any (0).
+    def poll(self, number: int) -> bytearray:
+        """The bytes of the latest answer to one question, or to any (0), to be addressed.
 
         Raises:
             Refusal: there is none.
         """
         found = self._newest if number == 0 else self._latest.get(number)
         if found is None:
-            found = next((answer for answer in reversed(self._answers) if answer.question == number), None)
+            found = next((kept for kept in reversed(self._answers) if kept.question == number), None)
         if found is not None:
-            return found
+            return bytearray(found.message)
         if number == 0 or number in self._standing or any(one.number == number for one in self.pending):
             raise Refusal(ErrorCode.NO_ANSWER_YET, f"question {number} (0: any) has no answer yet; poll again")
         raise Refusal(

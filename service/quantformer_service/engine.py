@@ -5,35 +5,58 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import math
+import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from quantformer.bundle import Bundle, load_bundle
 from quantformer.errors import UsageError
 from quantformer_client import wire
 from quantformer_client.wire import ErrorCode
-from quantformer_service.dispatch import Dispatcher, error_header, new_id
+from quantformer_service.answering import Answering, is_late
+from quantformer_service.dispatch import Dispatcher, Reply, error_header, new_id
 from quantformer_service.engine_settings import EngineSettings
+from quantformer_service.garbage import Garbage
 from quantformer_service.inference import Inference, Slot
+from quantformer_service.meter import Meter
 from quantformer_service.pace import Pace
+from quantformer_service.privileges import Privileges
 from quantformer_service.process import announce, run_process
-from quantformer_service.questions import Question, covered
+from quantformer_service.provenance import Provenance, provenance
+from quantformer_service.questions import Question
+from quantformer_service.recording_file import Kind
 from quantformer_service.refusal import Refusal
 from quantformer_service.session import Session
 from quantformer_service.settings import Settings
 from quantformer_service.stream import Incoming, Peer, Sockets
+from quantformer_service.tap import Tap, Told
+from quantformer_service.trigger import Disarmed, TriggerState
 
 _log = logging.getLogger(__name__)
 
 #: Longest sleep of the loop in ms: how soon a wish to stop is seen.
 _LONGEST_SLEEP_MS = 50
+#: How often METRICS is published and garbage looked for, in ns; the time before the next frame that this needs; and how
+#: long it is put off where there is never so much, as at hundreds of frames a second.
+_CHORES_EVERY_NS = 1_000_000_000
+_CHORES_SPARE_NS = 2_000_000
+_CHORES_PUT_OFF_NS = 4_000_000_000
+#: Seconds that a thread may hold the interpreter while another wants it; Python's own 5 ms is a sixth of a frame.
+_SWITCH_S = 0.0005
+#: Seconds that the last records have to reach the recorder.
+_LINGER_S = 0.5
+#: What is recorded of what is published, beside answers.
+_RECORDED = (wire.Decision, wire.Trigger, wire.SessionLost, wire.Bye)
 
 
 class Engine:
@@ -45,7 +68,6 @@ class Engine:
 
     def __init__(self, settings: EngineSettings, bundle: Bundle) -> None:
         self._settings, self._bundle = settings, bundle
-        self._bundle_bytes = bytes.fromhex(bundle.hash)
         self.epoch = new_id()
         self._started_ns = time.perf_counter_ns()
         self._sockets = Sockets(settings)
@@ -60,13 +82,19 @@ class Engine:
             lose=self._lose,
             status=self._status,
             welcome=self._welcome,
+            trouble=lambda: self._tap.trouble,
         )
+        self._tap = Tap(settings, epoch=self.epoch)
         self._ready: deque[tuple[Session, Question]] = deque()
         self._free = [Slot(), Slot()]
         self._busy: dict[int, Session] = {}
         self._counters: Counter[str] = Counter()
         self._latency_ms: deque[float] = deque(maxlen=1024)
-        self._pace = Pace()
+        self._meter, self._pace, self._garbage = Meter(), Pace(), Garbage()
+        self._answering = Answering(bundle)
+        self._chores_ns = 0
+        #: What the process was granted, for WELCOME and STATUS.
+        self.privileges: Mapping[str, str] = {}
         self._state = "warming"
         try:
             self._version = version("quantformer")
@@ -84,14 +112,20 @@ class Engine:
             while not stop.is_set():
                 self._turn()
                 if self._state == "warming" and self._inference.ready.is_set():
-                    self._state, self._dispatcher.closed = "ready", None
                     on_ready()
+                    if self._tap.on:
+                        self._tap.begin(msgspec.json.encode(self._made_with()))
+                    self._garbage.start()
+                    self._state, self._dispatcher.closed = "ready", None
                 if self._inference.failure is not None:
                     raise self._inference.failure
             self._end()
         finally:
+            if self._state != "warming":
+                self._garbage.end()
             self._inference.stop(0.5)
             self._sockets.close()
+            self._tap.close(linger_s=_LINGER_S)
 
     @property
     def facts(self) -> dict[str, object]:
@@ -101,7 +135,17 @@ class Engine:
             "epoch": self.epoch,
             "bundle": self._bundle.hash,
             "provider": self._inference.provider,
+            "privileges": dict(self.privileges),
         }
+
+    def _made_with(self) -> Provenance:
+        return provenance(
+            self._settings,
+            self._bundle,
+            provider=self._inference.provider,
+            threads=self._inference.threads,
+            epoch=self.epoch,
+        )
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -111,25 +155,55 @@ class Engine:
         while (slot := self._inference.collect()) is not None:
             self._finish(slot)
         now_ns = time.perf_counter_ns()
+        due: list[tuple[Session, Question]] = []
         for session in self._dispatcher.sessions.values():
             if session.docket.pending:
-                for question in session.docket.due(now_ns=now_ns, expected_ns=self._pace.expected_ns):
-                    self._queue(session, question)
+                ready = session.docket.due(now_ns=now_ns, expected_ns=self._pace.expected_ns)
+                due += [(session, question) for question in ready]
             if session.trigger.expire(now_ns=now_ns):
                 self._counters["leases_expired"] += 1
                 self._publish(session.trigger.describe(now_ns=now_ns), session=session.number)
+        # First come, first answered, whoever's session it is.
+        for session, question in sorted(due, key=lambda one: one[1].number):
+            self._queue(session, question)
         self._schedule()
+        if self._tap.tick(now_ns):
+            self._follow_recording(now_ns)
+        if now_ns >= self._chores_ns:
+            self._do_chores()
 
     def _sleep_ms(self) -> int:
         now_ns = time.perf_counter_ns()
-        moments = [now_ns + _LONGEST_SLEEP_MS * 1_000_000]
+        wake_ns = now_ns + _LONGEST_SLEEP_MS * 1_000_000
         for session in self._dispatcher.sessions.values():
-            deadline = session.docket.next_deadline_ns()
-            if deadline is not None:
-                moments.append(deadline - self._pace.expected_ns)
-            if session.trigger.expires_ns is not None:
-                moments.append(session.trigger.expires_ns)
-        return max(0, (min(moments) - now_ns) // 1_000_000)
+            begin_ns = session.docket.next_begin_ns(self._pace.expected_ns)
+            if begin_ns is not None and begin_ns < wake_ns:
+                wake_ns = begin_ns
+            if session.trigger.expires_ns is not None and session.trigger.expires_ns < wake_ns:
+                wake_ns = session.trigger.expires_ns
+        return max(0, (wake_ns - now_ns) // 1_000_000)
+
+    def _do_chores(self) -> None:
+        """What has time: METRICS and garbage, while nothing is under way and the next frame is not near."""
+        now_ns = time.perf_counter_ns()
+        spare_ns = self._spare_ns(now_ns)
+        if spare_ns < _CHORES_SPARE_NS and now_ns < self._chores_ns + _CHORES_PUT_OFF_NS:
+            return
+        self._chores_ns = now_ns + _CHORES_EVERY_NS
+        self._publish(self._metrics(), session=0)
+        self._garbage.collect(max(spare_ns, _CHORES_SPARE_NS))
+
+    def _spare_ns(self, now_ns: int) -> int:
+        """Time for which the loop will surely not be wanted: 0 while a question is under way."""
+        if self._busy or self._ready:
+            return 0
+        spare_ns = _LONGEST_SLEEP_MS * 1_000_000
+        for session in self._dispatcher.sessions.values():
+            begin_ns = session.docket.next_begin_ns(self._pace.expected_ns)
+            for moment_ns in (begin_ns, session.next_frame_ns(now_ns)):
+                if moment_ns is not None:
+                    spare_ns = min(spare_ns, moment_ns - now_ns)
+        return spare_ns
 
     def _take(self, incoming: Incoming) -> None:
         now_ns = time.perf_counter_ns()
@@ -138,17 +212,12 @@ class Engine:
                 raise incoming.error
             message = wire.decode(incoming.data)
             reply = self._dispatcher.handle(message, peer=incoming.peer, now_ns=now_ns)
+            self._tap.taken(message, incoming.data, reply=reply, now_ns=now_ns)
             if reply is None:
+                self._meter.ingest.add(time.perf_counter_ns() - now_ns)
                 return
             # In here too: what a client set may be too long to be told back.
-            data = wire.encode(
-                reply.body,
-                session=reply.session,
-                request=message.header.request,
-                epoch=self.epoch,
-                sent_ns=time.perf_counter_ns() if reply.sent_ns is None else reply.sent_ns,
-                roi_hash=reply.roi_hash,
-            )
+            data = self._encoded(reply, request=message.header.request)
         except (Refusal, wire.WireError) as refusal:
             self._refuse(incoming, refusal.code, str(refusal))
         except Exception as error:
@@ -158,8 +227,33 @@ class Engine:
         else:
             self._sockets.send(incoming.peer, data)
 
+    def _encoded(self, reply: Reply, *, request: int) -> bytes | bytearray:
+        sent_ns = time.perf_counter_ns() if reply.sent_ns is None else reply.sent_ns
+        if isinstance(reply.body, bytearray):
+            wire.readdress(reply.body, request=request, sent_ns=sent_ns)
+            return reply.body
+        return wire.encode(
+            reply.body,
+            session=reply.session,
+            request=request,
+            epoch=self.epoch,
+            sent_ns=sent_ns,
+            roi_hash=reply.roi_hash,
+        )
+
     def _refuse(self, incoming: Incoming, code: ErrorCode, message: str) -> None:
         session, request, frame, refused, device_s = error_header(incoming.data)
+        # Its header alone: what came may hold the token.
+        told = Told(
+            code=code.value,
+            message=message[:4000],
+            type=refused,
+            request=request,
+            frame=frame,
+            device_s=None if math.isnan(device_s) else device_s,
+            bytes=len(incoming.data),
+        )
+        self._tap.told(Kind.REFUSED, told, session=session)
         self._error(
             incoming.peer,
             code,
@@ -192,28 +286,37 @@ class Engine:
         """Fill free slots: onset questions first come first, a standing one only when nothing else is under way."""
         while self._free and self._ready:
             self._submit(*self._ready.popleft())
-        if self._busy or self._state != "ready" or self._deadline_is_near():
+        if self._busy or self._state != "ready":
             return
         # The session that was served longest ago is asked first.
         for session in list(self._dispatcher.sessions.values()):
-            question = session.standing_question(now_ns=time.perf_counter_ns())
+            question = session.docket.next_standing(now_ns=time.perf_counter_ns(), fits=self._fits)
             if question is not None and self._submit(session, question):
                 self._dispatcher.sessions[session.number] = self._dispatcher.sessions.pop(session.number)
                 return
 
-    def _deadline_is_near(self) -> bool:
-        """Whether a standing question begun now could be under way when an onset question must begin: none is, then."""
-        deadlines = [session.docket.next_deadline_ns() for session in self._dispatcher.sessions.values()]
-        begins_ns = min((one for one in deadlines if one is not None), default=1 << 62) - self._pace.expected_ns
-        return time.perf_counter_ns() + self._pace.expected_ns >= begins_ns
+    def _fits(self, rows: int) -> bool:
+        """Whether a standing question of so many rows, begun now, is answered before an onset question must begin."""
+        expected_ns = self._pace.expected_ns
+        begins = [session.docket.next_begin_ns(expected_ns) for session in self._dispatcher.sessions.values()]
+        earliest_ns = min((one for one in begins if one is not None), default=None)
+        return earliest_ns is None or time.perf_counter_ns() + expected_ns(rows) < earliest_ns
 
     def _submit(self, session: Session, question: Question) -> bool:
         slot = self._free.pop()
+        self._tap.record(
+            Kind.ASKED,
+            session.window.last.to_bytes(8, "little", signed=True),
+            session=session.number,
+            number=question.number,
+            detail=question.asked,
+            stamp_ns=time.perf_counter_ns(),
+        )
         try:
             session.capture(question, slot)
         except Refusal as refusal:
             self._free.append(slot)
-            self._fail(session, question, refusal)
+            self._fail(session, question, refusal, at_capture=True)
             return False
         self._busy[id(slot)] = session
         self._inference.submit(slot)
@@ -229,78 +332,41 @@ class Engine:
         if self._dispatcher.sessions.get(session.number) is not session or question.acquisition != session.acquisitions:
             self._fail(session, question, _LOST)
             return
-        answer = self._answer(session, question, slot)
-        header = {"session": session.number, "epoch": self.epoch, "sent_ns": answer.published_ns}
-        self._sockets.publish(wire.encode(answer, **header))
+        answer = self._answering.answer(session, question, slot)
+        message = answer.encode_once(session=session.number, epoch=self.epoch)
+        # Stamped when all that comes before sending is done.
+        published_ns = time.perf_counter_ns()
+        flags = answer.flags | (wire.Flags.LATE if is_late(session, question, now_ns=published_ns) else wire.Flags(0))
+        wire.stamp_published(message, published_ns=published_ns, flags=flags)
+        self._sockets.publish(message)
+        standing = question.asked == wire.Asked.STANDING
+        self._tap.record(
+            Kind.STANDING_ANSWER if standing else Kind.ANSWER,
+            message,
+            session=session.number,
+            number=question.number,
+            stamp_ns=published_ns,
+        )
+        answer = dataclasses.replace(answer, published_ns=published_ns, flags=flags)
+        if not question.hypothetical:
+            for decision in session.trigger.decide(answer, now_ns=time.perf_counter_ns()):
+                self._counters["triggers_fired" if decision.fired else "triggers_refused"] += 1
+                self._publish(decision, session=session.number)
         if question.peer is not None:
-            self._sockets.send(question.peer, wire.encode(answer, request=question.request, **header))
-        session.docket.keep(answer)
+            wire.readdress(message, request=question.request)
+            self._sockets.send(question.peer, message)
+        session.docket.keep(answer, message)
         self._counters["answers"] += 1
-        self._counters["answers_late"] += bool(answer.flags & wire.Flags.LATE)
-        self._latency_ms.append((answer.published_ns - answer.window_ready_ns) / 1e6)
-        self._pace.note(
-            answer.published_ns - answer.window_ready_ns, standing=question.asked == wire.Asked.STANDING
-        )
-        for decision in session.trigger.decide(answer, now_ns=time.perf_counter_ns()):
-            self._counters["triggers_fired" if decision.fired else "triggers_refused"] += 1
-            self._publish(decision, session=session.number)
+        self._counters["answers_late"] += bool(flags & wire.Flags.LATE)
+        self._latency_ms.append((published_ns - answer.window_ready_ns) / 1e6)
+        self._pace.note(published_ns - answer.window_ready_ns, rows=question.rows)
+        self._meter.answered(answer)
 
-    def _answer(self, session: Session, question: Question, slot: Slot) -> wire.Answer:
-        neurons, rois = session.declared.neurons, question.rois
-        known, usable, f0 = neurons.known[rois], slot.usable[rois], slot.f0[rois]
-        low, high = neurons.f0_range[rois].T
-        bits = np.where(usable & ~question.stimulated, wire.Validity.VALID, 0)
-        bits |= np.where(known, wire.Validity.KNOWN, 0)
-        bits |= np.where(usable, 0, wire.Validity.INVALID_F0)
-        bits |= np.where(question.stimulated, wire.Validity.STIMULATED, 0)
-        with np.errstate(invalid="ignore"):
-            bits |= np.where(usable & ((f0 < low) | (f0 > high)), wire.Validity.F0_OUT_OF_RANGE, 0)
-        flags = wire.Flags(0)
-        now_ns = time.perf_counter_ns()
-        assert question.onset_frame is not None
-        assert question.onset_s is not None
-        overtaken = session.window.last >= question.onset_frame
-        if now_ns > question.deadline_ns if question.deadline_ns else overtaken:
-            flags |= wire.Flags.LATE
-        if question.degraded:
-            flags |= wire.Flags.DEGRADED
-        if not covered(self._bundle, question.phase):
-            flags |= wire.Flags.OUT_OF_PHASE
-        count, n = len(question.stimuli.labels), len(rois)
-        shaped = {
-            name: None if array is None else array.reshape(count, n, -1)
-            for name, array in (("response", slot.response), ("low", slot.low), ("high", slot.high))
-        }
-        return wire.Answer(
-            question=question.number,
-            asked=question.asked,
-            phase=question.phase,
-            stimuli=question.stimuli.labels,
-            onset_frame=question.onset_frame,
-            onset_s=question.onset_s,
-            first_frame=question.first_frame,
-            last_frame=question.last_frame,
-            last_frame_s=question.last_frame_s,
-            lead=question.lead,
-            held=question.held,
-            received_ns=question.received_ns,
-            window_ready_ns=question.window_ready_ns,
-            submitted_ns=slot.submitted_ns,
-            done_ns=slot.done_ns,
-            published_ns=now_ns,
-            deadline_ns=question.deadline_ns,
-            bundle=self._bundle_bytes,
-            rois=rois.astype(np.uint32),
-            validity=bits.astype(np.uint8),
-            probability=slot.probability.reshape(count, n),
-            **shaped,
-            baseline=slot.baseline[rois] if question.baseline else None,
-            flags=flags,
-        )
-
-    def _fail(self, session: Session, question: Question, refusal: Refusal) -> None:
+    def _fail(self, session: Session, question: Question, refusal: Refusal, *, at_capture: bool = False) -> None:
         """Tell the asker why there is no answer; a standing question has none to tell."""
         self._counters["questions_failed"] += 1
+        told = Told(code=refusal.code.value, message=str(refusal))
+        self._tap.told(Kind.FAILED, told, session=session.number, number=question.number, detail=int(at_capture))
         if question.peer is not None:
             self._error(
                 question.peer,
@@ -320,7 +386,29 @@ class Engine:
     # --- what it is ---------------------------------------------------------------------------------------------------
 
     def _publish(self, body: wire.Body, *, session: int) -> None:
-        self._sockets.publish(wire.encode(body, session=session, epoch=self.epoch, sent_ns=time.perf_counter_ns()))
+        sent_ns = time.perf_counter_ns()
+        data = wire.encode(body, session=session, epoch=self.epoch, sent_ns=sent_ns)
+        self._sockets.publish(data)
+        if isinstance(body, _RECORDED):
+            self._tap.record(Kind.OUTPUT, data, session=session, number=0, stamp_ns=sent_ns)
+
+    def _follow_recording(self, now_ns: int) -> None:
+        """The recording got into trouble, or out of it: tell, and in trouble let nothing fire."""
+        trouble = self._tap.trouble
+        if trouble:
+            self._counters["recording_troubles"] += 1
+            _log.error("recording: %s; every trigger is disarmed until it is well", trouble)
+            for session in self._dispatcher.sessions.values():
+                self._disarm(session, Disarmed.RECORDER, now_ns=now_ns)
+        else:
+            _log.info("recording: all is well")
+        self._publish(self._status(), session=0)
+
+    def _disarm(self, session: Session, reason: Disarmed, *, now_ns: int) -> None:
+        """Take an armed trigger's lease; an emergency stop stays one."""
+        if session.trigger.state == TriggerState.ARMED:
+            session.trigger.disarm(reason)
+            self._publish(session.trigger.describe(now_ns=now_ns), session=session.number)
 
     def _welcome(self) -> wire.Welcome:
         recipe = self._bundle.recipe
@@ -335,6 +423,7 @@ class Engine:
             response_frames=recipe.response_frames,
             phases=sorted(self._bundle.phases),
             largest_message=wire.MAX_MESSAGE,
+            privileges=dict(self.privileges),
         )
 
     def _status(self) -> wire.Status:
@@ -352,6 +441,43 @@ class Engine:
             counters=dict(self._counters + self._dispatcher.counters + self._sockets.counters),
             latency_ms=latency,
             sessions=[session.status() for session in self._dispatcher.sessions.values()],
+            privileges=dict(self.privileges),
+            recording=self._tap.status(time.perf_counter_ns()),
+        )
+
+    def _metrics(self) -> wire.Metrics:
+        sessions = self._dispatcher.sessions.values()
+        happened = self._dispatcher.ended.copy()
+        for session in sessions:
+            happened.update(session.counters)
+        # Frames are counted by the engine and by their session: once is enough.
+        happened.pop("frames", None)
+        gauges: dict[str, float] = {
+            "uptime_s": (time.perf_counter_ns() - self._started_ns) / 1e9,
+            "sessions": len(sessions),
+            "armed": sum(session.trigger.state == TriggerState.ARMED for session in sessions),
+            "onsets_pending": sum(len(session.docket.pending) for session in sessions),
+            "questions_waiting": len(self._ready),
+            "questions_under_way": len(self._busy),
+        }
+        recording = self._tap.status(time.perf_counter_ns())
+        if recording is not None:
+            gauges |= {
+                "recorder_waiting_bytes": recording.waiting_bytes,
+                "recorder_waiting_s": recording.waiting_s,
+                "recorder_lost": recording.lost,
+                "recorder_trouble": bool(recording.trouble),
+            }
+        return wire.Metrics(
+            state=self._state,
+            engine=f"quantformer {self._version}",
+            bundle=self._bundle.hash,
+            provider=self._inference.provider,
+            counters=dict(
+                self._counters + self._dispatcher.counters + self._sockets.counters + self._meter.counters + happened
+            ),
+            gauges=gauges,
+            histograms=self._meter.histograms(),
         )
 
     def _end(self) -> None:
@@ -359,8 +485,8 @@ class Engine:
         self._state = "stopping"
         self._dispatcher.closed = (ErrorCode.STOPPING, "the engine stops; ask the next one")
         for session in self._dispatcher.sessions.values():
-            session.trigger.disarm()
-            for question in session.docket.due(now_ns=1 << 62, expected_ns=0):
+            self._disarm(session, Disarmed.STOPPING, now_ns=time.perf_counter_ns())
+            for question in session.docket.due(now_ns=1 << 62, expected_ns=lambda _rows: 0):
                 question.window_ready_ns = time.perf_counter_ns()
                 self._ready.append((session, question))
         end_ns = time.perf_counter_ns() + int(0.7 * self._settings.shutdown_s * 1e9)
@@ -382,16 +508,20 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     """
     if not settings.bundle:
         raise UsageError("no bundle is named; give one with --bundle DIR")
-    engine = Engine(EngineSettings.of(settings), load_bundle(settings.bundle))
-    engine.run(
-        stop,
-        on_ready=lambda: announce(
-            endpoints=engine.endpoints,
-            epoch=engine.epoch,
-            bundle=engine._bundle.hash,
-            provider=engine._inference.provider,
-        ),
-    )
+    engine_settings = EngineSettings.of(settings)
+    engine = Engine(engine_settings, load_bundle(settings.bundle))
+    privileges = Privileges(engine_settings)
+    sys.setswitchinterval(_SWITCH_S)
+    # The inference thread, and whatever threads the runtime starts in it, take over what this thread has when they begin.
+    privileges.before_inference()
+
+    def ready() -> None:
+        engine.privileges = privileges.when_ready()
+        for name, outcome in engine.privileges.items():
+            _log.log(logging.WARNING if outcome.startswith("refused") else logging.INFO, "%s: %s", name, outcome)
+        announce(**engine.facts)
+
+    engine.run(stop, on_ready=ready)
 
 
 if __name__ == "__main__":

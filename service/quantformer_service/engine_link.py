@@ -38,7 +38,11 @@ _PUBLISHED = (
     wire.MessageType.TRIGGER,
     wire.MessageType.SESSION_LOST,
     wire.MessageType.BYE,
+    wire.MessageType.METRICS,
 )
+_METRICS = wire.subscription(wire.MessageType.METRICS)
+#: METRICS that are older than this tell nothing of now, seconds: the engine puts them off for 5 at most.
+_METRICS_AGE_S = 6.0
 _LOST = "the engine is not there: it is starting, or restarting after a fault; ask again in a second"
 
 
@@ -99,6 +103,7 @@ class EngineLink:
         #: The engine's greeting and epoch; None while it is not there.
         self.welcome: wire.Welcome | None = None
         self.epoch = 0
+        self._metrics: tuple[float, wire.Metrics] | None = None
         #: What could not be passed on, by reason.
         self.counters = {"stray_messages": 0, "engine_losses": 0, "refused_busy": 0}
 
@@ -132,7 +137,9 @@ class EngineLink:
             raise HttpRefusalError("engine_unavailable", _LOST)
         if len(self._conversations) >= self._limit:
             self.counters["refused_busy"] += 1
-            raise HttpRefusalError("busy", f"{self._limit} requests are under way (--engine-queue); ask again in a second")
+            raise HttpRefusalError(
+                "busy", f"{self._limit} requests are under way (--engine-queue); ask again in a second"
+            )
         talk: Conversation = Conversation(self, next(self._requests))
         self._conversations[talk.request] = talk
         try:
@@ -140,9 +147,7 @@ class EngineLink:
         finally:
             del self._conversations[talk.request]
 
-    async def ask(
-        self, body: wire.Body, *, expect: type[Reply], session: int = 0
-    ) -> tuple[wire.Header, Reply]:
+    async def ask(self, body: wire.Body, *, expect: type[Reply], session: int = 0) -> tuple[wire.Header, Reply]:
         """Ask the engine and wait for its reply, a body of class ``expect``.
 
         Raises:
@@ -160,6 +165,12 @@ class EngineLink:
             self._listeners = tuple(one for one in self._listeners if one is not listener)
 
         return end
+
+    @property
+    def metrics(self) -> wire.Metrics | None:
+        """What the engine published last of its counters and times; None while it is not there, or silent."""
+        found = self._metrics
+        return None if found is None or time.monotonic() - found[0] > _METRICS_AGE_S else found[1]
 
     def put(self, request: int, messages: Sequence[bytes]) -> None:
         """Hand messages to the thread."""
@@ -217,7 +228,7 @@ class EngineLink:
         self._connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
         if not self._connected:
             self.counters["engine_losses"] += self.welcome is not None
-            self.welcome = None
+            self.welcome = self._metrics = None
             for talk in tuple(self._conversations.values()):
                 self._loop.call_soon_threadsafe(talk.deliver, None)
             self._loop.call_soon_threadsafe(self._publish, None, b"")
@@ -253,10 +264,15 @@ class EngineLink:
 
     def _read_published(self, sub: zmq.Socket[bytes]) -> None:
         while (data := _try_receive(sub)) is not None:
-            if not self._listeners:
+            metrics = data.startswith(_METRICS)
+            if not metrics and not self._listeners:
                 continue
             try:
                 header = wire.peek(data)
+                if metrics:
+                    body = wire.decode(data, header=header).body
+                    self._metrics = (time.monotonic(), body) if isinstance(body, wire.Metrics) else None
+                    continue
             except WireError as error:
                 _log.error("the engine published bytes that are no message: %s", error)
                 continue
@@ -287,7 +303,9 @@ def expected(message: wire.Message, expect: type[Reply]) -> tuple[wire.Header, R
     if isinstance(message.body, wire.Error):
         raise HttpRefusalError(message.body.code, message.body.message)
     if not isinstance(message.body, expect):
-        raise HttpRefusalError("internal", f"the engine replied {type(message.body).__name__}, expected {expect.__name__}")
+        raise HttpRefusalError(
+            "internal", f"the engine replied {type(message.body).__name__}, expected {expect.__name__}"
+        )
     return message.header, message.body
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from quantformer.errors import UsageError
-from quantformer_service.inference import Provider
+from quantformer_service.runtime import Provider
 from quantformer_service.settings import Settings
 
 _LOOPBACK = ("127.", "localhost", "::1")
@@ -64,6 +64,10 @@ class EngineSettings:
     #: TCP connections at a time, and bytes kept for one that does not read before it is closed.
     tcp_clients: int = 64
     tcp_backlog_bytes: int = 33_554_432
+    #: CPUs of the loop (the first) and of inference (the others); real-time priority; memory that is not paged out.
+    pin_cpus: str = ""
+    realtime: str = "off"
+    lock_memory: str = "off"
     #: Seconds for a graceful end.
     shutdown_s: float = 5.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -53,6 +54,11 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     late: bool
     out_of_phase: bool
     degraded: bool
+    hypothetical: bool = False
+    told_s: float | None = None
+    source: Literal["none", "software", "photodiode", "daq"] = "none"
+    uncertainty_s: float = 0.0
+    display_latency_s: float = 0.0
     bundle: str
     stamps_ns: Stamps
     roi_index: list[int]
@@ -62,6 +68,37 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     validity: list[int]
     probability: list[Any]
     forecast: Forecast | None = None
+
+
+class BestStimulus(msgspec.Struct, frozen=True, kw_only=True):
+    """Which of ``stimuli`` would drive ``rois`` (null: all) most: now, or at an onset of that frame or time."""
+
+    stimuli: wire.Stimuli
+    rois: wire.RoiIds | None = None
+    by: Literal["probability", "area"] = "probability"
+    detail: Detail = "forecast"
+    onset_frame: wire.Count | None = None
+    onset_s: wire.Seconds | None = None
+    within_s: wire.Positive | None = None
+
+
+class BestStimuli(msgspec.Struct, frozen=True, kw_only=True):
+    """The stimuli, the one that drives the ROIs most first. Choose by it only where none of the three flags is set, and
+    where the list's ``rois``, those that are known and valid, are enough of those asked about.
+    """
+
+    session: int
+    epoch: int
+    question: int
+    onset_frame: int
+    last_frame: int
+    lead: int
+    late: bool
+    out_of_phase: bool
+    degraded: bool
+    asked_rois: int
+    by: Literal["probability", "area"]
+    ranking: list[wire.Ranked]
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,6 +144,8 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms: dict[str, float]
     sessions: list[wire.SessionStatus]
     gateway: dict[str, int]
+    privileges: dict[str, str] = {}
+    recording: wire.Recording | None = None
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
@@ -191,9 +230,7 @@ def prediction(
     """The JSON form of an answer; ``roi_ids`` are those of the whole session."""
     forecast = None
     if detail == "forecast" and answer.response is not None and answer.low is not None and answer.high is not None:
-        forecast = Forecast(
-            response=answer.response.tolist(), low=answer.low.tolist(), high=answer.high.tolist()
-        )
+        forecast = Forecast(response=answer.response.tolist(), low=answer.low.tolist(), high=answer.high.tolist())
     index = answer.rois.tolist()
     return Prediction(
         session=header.session,
@@ -212,6 +249,11 @@ def prediction(
         late=bool(answer.flags & wire.Flags.LATE),
         out_of_phase=bool(answer.flags & wire.Flags.OUT_OF_PHASE),
         degraded=bool(answer.flags & wire.Flags.DEGRADED),
+        hypothetical=bool(answer.flags & wire.Flags.HYPOTHETICAL),
+        told_s=None if math.isnan(answer.told_s) else answer.told_s,
+        source=answer.source.name.lower(),  # type: ignore[arg-type]  # the names of `wire.Source` are the literal's
+        uncertainty_s=answer.uncertainty_s,
+        display_latency_s=answer.display_latency_s,
         bundle=answer.bundle.hex(),
         stamps_ns=Stamps(
             received=answer.received_ns,
@@ -228,6 +270,26 @@ def prediction(
         validity=answer.validity.tolist(),
         probability=_table(answer.probability),
         forecast=forecast,
+    )
+
+
+def ranked(
+    header: wire.Header, answer: wire.Answer, *, by: Literal["probability", "area"], rate_hz: float
+) -> BestStimuli:
+    """The ranked list of an answer with alternatives."""
+    return BestStimuli(
+        session=header.session,
+        epoch=header.epoch,
+        question=answer.question,
+        onset_frame=answer.onset_frame,
+        last_frame=answer.last_frame,
+        lead=answer.lead,
+        late=bool(answer.flags & wire.Flags.LATE),
+        out_of_phase=bool(answer.flags & wire.Flags.OUT_OF_PHASE),
+        degraded=bool(answer.flags & wire.Flags.DEGRADED),
+        asked_rois=len(answer.rois),
+        by=by,
+        ranking=wire.ranking(answer, rate_hz=rate_hz, by=by),
     )
 
 

@@ -16,6 +16,7 @@ from quantformer.bundle import load_bundle
 from quantformer.errors import QuantformerError
 from quantformer_service.api import Api, build
 from quantformer_service.engine_link import EngineLink
+from quantformer_service.gpu import Gpu
 from quantformer_service.predict_queue import PredictQueue
 from quantformer_service.process import BusyPortError, announce, run_process
 from quantformer_service.settings import Settings
@@ -56,7 +57,9 @@ def gateway(settings: Settings, stop: threading.Event) -> None:
 async def _serve(settings: Settings, stop: threading.Event, listener: socket.socket) -> None:
     bundle = load_bundle(settings.bundle)
     async with EngineLink(settings) as link, PredictQueue(settings) as predictions:
-        api = Api(settings=settings, bundle=bundle, link=link, predictions=predictions)
+        gpu = Gpu()
+        gpu.start()
+        api = Api(settings=settings, bundle=bundle, link=link, predictions=predictions, gpu=gpu)
         config = uvicorn.Config(
             build(api, settings=settings),
             log_config=None,
@@ -77,6 +80,7 @@ async def _serve(settings: Settings, stop: threading.Event, listener: socket.soc
             await asyncio.sleep(_POLL_S)
         server.should_exit = True
         await serving
+        gpu.stop()
         if not stop.is_set():
             raise QuantformerError("the HTTP server ended by itself; its log says why")
 

@@ -33,6 +33,7 @@ STATUS: Mapping[str, int] = MappingProxyType(
         ErrorCode.ONSET_BEFORE_BUFFER: 409,
         ErrorCode.STOPPED: 409,
         ErrorCode.NOT_ARMED: 409,
+        ErrorCode.NOT_RECORDING: 409,
         ErrorCode.OVERSIZED: 413,
         ErrorCode.BAD_PAYLOAD: 422,
         ErrorCode.BAD_SESSION: 422,

@@ -1,7 +1,7 @@
-"""The inference thread: owns the runtime session, turns a captured window into probabilities and a forecast.
+"""The inference thread: owns the network, turns a captured window into probabilities and a forecast.
 
-The loop fills a `Slot` (its window memory is allocated once and reused), `submit`s it and goes on; the thread computes dF/F,
-runs the graph and hands the slot back. Two slots: while one is computed, the next is filled.
+The loop fills a `Slot` (its window memory is allocated once and reused), `submit`s it and goes on; the thread writes dF/F
+into the graph's input, runs the graph and hands the slot back. Two slots: while one is computed, the next is filled.
 """
 
 from __future__ import annotations
@@ -9,23 +9,26 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from queue import SimpleQueue
-from typing import Any, Literal
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantformer.bundle import Bundle
-from quantformer.errors import ProviderError
 from quantformer.signal import SignalRecipe, f0_level, window_on_grid, write_baseline
+from quantformer_service.network import Network
+from quantformer_service.runtime import Provider
 
 _log = logging.getLogger(__name__)
 
-Provider = Literal["auto", "cpu", "cuda"]
-_RUNTIME_NAME = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-#: Runs of the graph before the engine calls itself ready.
+#: Questions answered to nobody before the engine calls itself ready.
 WARM_UP_RUNS = 5
+#: A GPU is kept warm by a pulse whenever it had nothing to do for this many s, for so many s after the last question.
+PULSE_S, PULSE_FOR_S = 0.005, 2.0
 
 
 class Slot:
@@ -33,12 +36,11 @@ class Slot:
 
     ``values`` float32 ``(frames, neurons)``, ``stamps`` s and ``observed`` are the captured frames; ``anchor_s`` is the
     onset frame's stamp, the origin of the grid where the rate is ``interpolated``. Row ``b`` of the graph asks about
-    ``row_neuron[b]`` and ``row_stimulus[b]``.
+    ``row_neuron[b]`` and ``row_stimulus[b]``. ``baseline`` is handed back only if ``keep_baseline``.
     """
 
     def __init__(self) -> None:
         self._memory = np.empty(0, np.float32)
-        self._dff = np.empty(0, np.float32)
         self.values = np.empty((0, 0), np.float32)
         self.stamps = np.empty(0, np.float64)
         self.observed = np.empty(0, np.bool_)
@@ -52,6 +54,7 @@ class Slot:
         self.row_neuron = np.empty(0, np.int64)
         self.row_stimulus = np.empty(0, np.int64)
         self.forecast = True
+        self.keep_baseline = True
         self.submitted_ns = self.done_ns = 0
         self.failure: str | None = None
         self.baseline = np.empty((0, 0), np.float32)
@@ -70,17 +73,11 @@ class Slot:
         self.values = self._memory[: frames * neurons].reshape(frames, neurons)
         return self.values
 
-    def dff_room(self, neurons: int, frames: int) -> NDArray[np.float32]:
-        """Memory ``(neurons, frames)`` for ``baseline``, which becomes it."""
-        if self._dff.size < frames * neurons:
-            self._dff = np.empty(frames * neurons, np.float32)
-        self.baseline = self._dff[: frames * neurons].reshape(neurons, frames)
-        return self.baseline
 
-
-def write_input(slot: Slot, recipe: SignalRecipe) -> None:
-    """Turn the captured frames into the network's input: fills ``baseline``, ``level``, ``f0`` and ``usable``."""
-    out = slot.dff_room(slot.values.shape[1], recipe.baseline_frames)
+def write_input(slot: Slot, recipe: SignalRecipe, *, out: NDArray[np.float32]) -> None:
+    """Turn the captured frames into the network's input: dF/F into ``out`` ``(neurons, baseline_frames)``, and the slot's
+    ``level``, ``f0`` and ``usable``.
+    """
     window, observed = slot.values, slot.observed
     if slot.interpolated:
         # Interpolation passes over frames that were not observed; a grid point counts as observed when a sample lies
@@ -101,19 +98,30 @@ def write_input(slot: Slot, recipe: SignalRecipe) -> None:
     slot.level = f0_level(slot.f0, slot.usual_f0)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Preparation:
+    """A size of question that will come: the neurons' vectors, and how many stimuli and rows."""
+
+    vectors: NDArray[np.float32]
+    stimuli: int
+    rows: int
+
+
 class Inference:
     """Starts the thread; ``on_done`` is called in that thread after each slot, and once after the warm-up.
 
-    ``provider`` ``auto`` takes CUDA where the runtime lists it. ``threads`` is the CPU threads of one run.
+    ``provider`` and ``threads`` are as `Network` takes them; once ``ready``, ``provider`` and ``threads`` tell what runs.
     """
 
     def __init__(self, bundle: Bundle, *, provider: Provider, threads: int, on_done: Callable[[], None]) -> None:
-        self._bundle, self._asked, self._threads, self._on_done = bundle, provider, threads, on_done
-        self._todo: SimpleQueue[Slot | None] = SimpleQueue()
+        self._bundle, self._asked, self._on_done = bundle, provider, on_done
+        self._todo: SimpleQueue[Slot | _Preparation | None] = SimpleQueue()
         self._done: SimpleQueue[Slot] = SimpleQueue()
+        self._preparations: deque[_Preparation] = deque()
+        self._busy_s = 0.0
         self.ready = threading.Event()
         self.failure: Exception | None = None
-        self.provider = "none"
+        self.provider, self.threads = "none", threads
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
 
     def start(self) -> None:
@@ -129,6 +137,10 @@ class Inference:
         """The next finished slot, or None."""
         return None if self._done.empty() else self._done.get()
 
+    def prepare(self, vectors: NDArray[np.float32], *, stimuli: int, rows: int) -> None:
+        """Questions of this size are to come, about neurons of these very ``vectors``: make ready when nothing else waits."""
+        self._todo.put(_Preparation(vectors=vectors, stimuli=stimuli, rows=rows))
+
     def stop(self, timeout_s: float) -> bool:
         """End the thread after what was submitted; False if it still runs after ``timeout_s``."""
         self._todo.put(None)
@@ -138,27 +150,59 @@ class Inference:
 
     def _run(self) -> None:
         try:
-            session = open_session(self._bundle, provider=self._asked, threads=self._threads)
-            self.provider = "cuda" if session.get_providers()[0] == _RUNTIME_NAME["cuda"] else "cpu"
-            self._warm_up(session)
+            network = Network(self._bundle, provider=self._asked, threads=self.threads)
+            self.provider, self.threads = network.provider, network.threads
+            self._warm_up(network)
         except Exception as error:
             self.failure = error
             self._on_done()
             return
         self.ready.set()
         self._on_done()
-        while (slot := self._todo.get()) is not None:
+        while (slot := self._next(network)) is not None:
             try:
                 slot.failure = None
-                self._answer(session, slot)
+                self._answer(network, slot)
             except Exception as error:
                 _log.exception("inference failed")
                 slot.failure = f"{type(error).__name__}: {error}"
             slot.done_ns = time.perf_counter_ns()
             self._done.put(slot)
             self._on_done()
+        network.close()
 
-    def _warm_up(self, session: Any) -> None:
+    def _next(self, network: Network) -> Slot | None:
+        """The next slot, None at the end; while there is none, prepare what is to come and keep a GPU warm."""
+        self._busy_s = time.monotonic()
+        while True:
+            try:
+                item = self._todo.get(timeout=self._patience_s(network))
+            except Empty:
+                self._use_idle_time(network)
+                continue
+            if isinstance(item, _Preparation):
+                self._preparations.append(item)
+                continue
+            return item
+
+    def _patience_s(self, network: Network) -> float | None:
+        if self._preparations:
+            return 0.0
+        keeps_warm = network.provider == "cuda" and time.monotonic() - self._busy_s < PULSE_FOR_S
+        return PULSE_S if keeps_warm else None
+
+    def _use_idle_time(self, network: Network) -> None:
+        try:
+            if self._preparations:
+                ready = self._preparations.popleft()
+                network.prepare(ready.vectors, stimuli=ready.stimuli, rows=ready.rows)
+            else:
+                network.pulse()
+        except Exception:
+            # The question itself will meet the same error, and tell who asked.
+            _log.exception("the graph could not be made ready for a question")
+
+    def _warm_up(self, network: Network) -> None:
         recipe, stimuli = self._bundle.recipe, self._bundle.manifest.stimulus_recipe
         neuron = self._bundle.neurons([""], unknown="mark")
         slot = Slot()
@@ -168,62 +212,20 @@ class Inference:
         slot.stimulus = self._bundle.stimulus_from_features(category=stimuli.categories[0], features={})[None]
         slot.row_neuron = slot.row_stimulus = np.zeros(1, np.int64)
         for _ in range(WARM_UP_RUNS):
-            self._answer(session, slot)
+            self._answer(network, slot)
 
-    def _answer(self, session: Any, slot: Slot) -> None:
+    def _answer(self, network: Network, slot: Slot) -> None:
+        population = network.place(slot.neuron)
         with np.errstate(all="ignore"):  # a client may send infinities; they end as an invalid neuron
-            write_input(slot, self._bundle.recipe)
-        logit, response, spread = session.run(
-            ["logit", "response", "spread"],
-            {
-                "baseline": slot.baseline,
-                "level": slot.level,
-                "neuron": slot.neuron,
-                "stimulus": slot.stimulus,
-                "row_neuron": slot.row_neuron,
-                "row_stimulus": slot.row_stimulus,
-            },
+            write_input(slot, self._bundle.recipe, out=population.baseline)
+        population.level[:] = slot.level
+        if slot.keep_baseline:
+            slot.baseline = population.baseline.copy()
+        found = network.ask(
+            population, stimulus=slot.stimulus, row_neuron=slot.row_neuron, row_stimulus=slot.row_stimulus
         )
-        slot.probability = self._bundle.probability(logit)
+        slot.probability = self._bundle.probability(found.logit)
         slot.response = slot.low = slot.high = None
         if slot.forecast:
-            slot.response = response
-            slot.low, slot.high = self._bundle.interval(response, spread)
-
-
-def open_session(bundle: Bundle, *, provider: Provider, threads: int) -> Any:
-    """An onnxruntime session of the bundle's verified graph on the asked provider.
-
-    Raises:
-        ProviderError: the asked provider is not there, or is not the one that runs.
-    """
-    import onnxruntime
-
-    there = onnxruntime.get_available_providers()
-    name = provider if provider != "auto" else ("cuda" if _RUNTIME_NAME["cuda"] in there else "cpu")
-    wanted = _RUNTIME_NAME[name]
-    if wanted not in there:
-        raise ProviderError(
-            f"provider {name} was asked for, this onnxruntime has {', '.join(there)}; "
-            "install 'quantformer[gpu]' in place of 'quantformer[serve]', or set --provider cpu"
-        )
-    if name == "cuda":
-        # The gpu extra brings CUDA and cuDNN as Python packages, where the loader does not look by itself.
-        onnxruntime.preload_dlls()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    # A thread that spins between frames would take the core that the loop needs.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    providers = [wanted] if name == "cpu" else [wanted, _RUNTIME_NAME["cpu"]]
-    session = onnxruntime.InferenceSession(bundle.graph, sess_options=options, providers=providers)
-    running = session.get_providers()[0]
-    if running != wanted:
-        if provider == "auto":
-            _log.warning("CUDA is listed but %s runs; check the driver and the CUDA libraries", running)
-            return session
-        raise ProviderError(
-            f"provider {name} was asked for, but {running} runs; check the driver and the CUDA libraries, "
-            "or set --provider cpu"
-        )
-    return session
+            slot.response = found.response
+            slot.low, slot.high = self._bundle.interval(found.response, found.spread)

@@ -95,7 +95,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         method="GET", path="/v1/version", handler="version", summary="Versions of software, wire and interface",
-        result=forms.Version(software="0.1.0", wire="1.0"), errors=_DOOR,
+        result=forms.Version(software="0.1.0", wire="1.1"), errors=_DOOR,
     ),
     Operation(
         method="GET", path="/v1/bundle", handler="bundle", summary="The bundle that is served: hash and manifest",
@@ -133,6 +133,21 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Ask about an onset: announced by frame or time, or now; with wait_s the prediction is awaited", status=202,
         example=wire.Onset(stimuli=[wire.Stimulus(stimulus_id="dir=045")], onset_s=30.01, within_s=0.9),
         result=wire.Accepted(question=4), status_also={200: PREDICTION},
+        errors=(*_DOOR, *_BODY, *_SESSION, *_ASKING, ErrorCode.ONSET_BEFORE_BUFFER, ErrorCode.ONSET_TOO_FAR,
+                ErrorCode.INFERENCE_FAILED),
+    ),
+    Operation(
+        method="POST", path="/v1/sessions/{session}/best", handler="best",
+        summary="Which of several stimuli would drive these ROIs most: a ranked list; nothing is told, nothing fires",
+        example=forms.BestStimulus(
+            stimuli=[wire.Stimulus(stimulus_id="dir=045"), wire.Stimulus(stimulus_id="dir=090")], rois=["n000", "n001"]
+        ),
+        result=forms.BestStimuli(
+            session=1, epoch=1763798400, question=6, onset_frame=900, last_frame=899, lead=0, late=False, out_of_phase=False,
+            degraded=False, asked_rois=2, by="probability",
+            ranking=[wire.Ranked(stimulus="dir=090", probability=0.55, area=0.31, rois=2),
+                     wire.Ranked(stimulus="dir=045", probability=0.34, area=0.12, rois=2)],
+        ),
         errors=(*_DOOR, *_BODY, *_SESSION, *_ASKING, ErrorCode.ONSET_BEFORE_BUFFER, ErrorCode.ONSET_TOO_FAR,
                 ErrorCode.INFERENCE_FAILED),
     ),
@@ -183,7 +198,8 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         method="POST", path="/v1/sessions/{session}/trigger/arm", handler="arm", summary="Arm the trigger for a lease",
-        example=wire.Arm(lease_s=2.0), result=_TRIGGER, errors=(*_DOOR, *_BODY, *_SESSION, ErrorCode.STOPPED),
+        example=wire.Arm(lease_s=2.0), result=_TRIGGER,
+        errors=(*_DOOR, *_BODY, *_SESSION, ErrorCode.STOPPED, ErrorCode.NOT_RECORDING),
     ),
     Operation(
         method="POST", path="/v1/sessions/{session}/trigger/heartbeat", handler="heartbeat", summary="Renew the lease",

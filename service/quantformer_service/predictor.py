@@ -20,9 +20,9 @@ from quantformer.errors import DataError
 from quantformer.signal import f0_level, write_baseline
 from quantformer_client import wire
 from quantformer_service.forms import Detail, Forecast
-from quantformer_service.inference import open_session
 from quantformer_service.questions import alternatives
 from quantformer_service.refusal import Refusal
+from quantformer_service.runtime import open_session
 from quantformer_service.settings import Settings
 
 LENGTH = struct.Struct("<I")

@@ -58,6 +58,12 @@ class Question:
     expires_ns: int = 0
     peer: Peer | None = None
     request: int = 0
+    #: As ONSET told it: the time before the display's latency was added, where it came from, how far it may be off.
+    told_s: float = math.nan
+    uncertainty_s: float = 0.0
+    display_latency_s: float = 0.0
+    source: wire.Source = wire.Source.NONE
+    hypothetical: bool = False
     window_ready_ns: int = 0
     #: Filled at capture.
     acquisition: int = 0
@@ -70,6 +76,11 @@ class Question:
     degraded: bool = False
     phase: wire.Phase = wire.Phase.ONSET
     stimulated: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
+
+    @property
+    def rows(self) -> int:
+        """Rows of the graph that it takes: ROIs x stimuli."""
+        return len(self.rois) * len(self.stimuli.labels)
 
 
 def alternatives(bundle: Bundle, stimuli: list[wire.Stimulus]) -> Alternatives:

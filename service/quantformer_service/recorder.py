@@ -34,18 +34,17 @@ _SYNC_BYTES, _MESSAGES_A_TURN = 16 << 20, 1024
 _WORD_S, _RETRY_S, _POLL_S = 0.2, 0.5, 0.05
 #: Free space without which a full disk is not tried again.
 _ROOM_BYTES = 262_144
-#: Time in s for what the engine said last, when this process is asked to end.
-_DRAIN_S = 2.0
 
 
 class Recorder:
     """Writes into ``directory`` what comes from ``endpoint``.
 
-    The disk is waited for at least every ``sync_s``, and the engine is told something at least every ``word_s``.
+    The disk is waited for at least every ``sync_s``, and the engine is told something at least every ``word_s``. At the
+    end, what is still on its way has ``drain_s``.
     """
 
-    def __init__(self, directory: Path, *, endpoint: str, sync_s: float, word_s: float = _WORD_S) -> None:
-        self._directory, self._sync_s, self._word_s = directory, sync_s, word_s
+    def __init__(self, directory: Path, *, endpoint: str, sync_s: float, word_s: float, drain_s: float) -> None:
+        self._directory, self._sync_s, self._word_s, self._drain_s = directory, sync_s, word_s, drain_s
         self._writer: RecordingWriter | None = None
         self._epoch = 0
         #: No record is taken before a START: they would follow on nothing.
@@ -66,7 +65,7 @@ class Recorder:
         try:
             while not stop.is_set():
                 self._turn()
-            end = time.monotonic() + _DRAIN_S
+            end = time.monotonic() + self._drain_s
             while self._turn() and time.monotonic() < end:
                 pass
             self._finish()
@@ -222,10 +221,15 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     """Body of the process.
 
     Raises:
-        UsageError: no directory is set, or it cannot be written.
+        UsageError: no directory is set, it cannot be written, or the disk is waited for too rarely.
     """
     if not settings.record:
         raise UsageError("no directory is named; give one with --record DIR")
+    if settings.record_sync_s > settings.record_stall_s / 2:
+        raise UsageError(
+            f"record_sync_s is {settings.record_sync_s:g}, record_stall_s {settings.record_stall_s:g}: waiting for the disk "
+            "would look like a stall; let the second be at least twice the first"
+        )
     endpoint = recorder_endpoint(settings.record, port=settings.zmq_port)
     directory = Path(settings.record)
     if not os.access(directory, os.W_OK):
@@ -235,6 +239,7 @@ def serve(settings: Settings, stop: threading.Event) -> None:
         endpoint=endpoint,
         sync_s=settings.record_sync_s,
         word_s=min(_WORD_S, settings.record_stall_s / 4),
+        drain_s=settings.shutdown_s / 2,
     )
     announce(endpoints={"record": str(directory.absolute())})
     recorder.run(stop)

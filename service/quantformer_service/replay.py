@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,6 +33,7 @@ from quantformer_service.refusal import Refusal
 from quantformer_service.runtime import Provider
 from quantformer_service.session import Session
 from quantformer_service.stream import Peer
+from quantformer_service.tap import Told
 from quantformer_service.trigger import Disarmed
 
 #: Largest difference of a float where the arithmetic is not the recorded one.
@@ -244,7 +246,7 @@ class _Player:
                 self._hear(record, wire.decode(record.payload))
             elif record.kind == Kind.LOST:
                 self._lose(record)
-        except wire.WireError as error:
+        except (wire.WireError, msgspec.MsgspecError) as error:
             raise RecordingError(f"record {record.sequence} holds no message: {error}") from error
 
     # --- what came in -------------------------------------------------------------------------------------------------
@@ -335,13 +337,23 @@ class _Player:
             self._differ(record, f"answer to question {recorded.question} about frame {recorded.onset_frame}: {what}")
 
     def _fail(self, record: Record) -> None:
-        """A question without an answer: the frames were not there, or it was lost with its window."""
+        """A question without an answer: the frames were not there when it was asked, or it was lost with its window."""
         found = self._asked.pop(record.id, None)
         session = self._dispatcher.sessions.get(record.session)
         if found is None:
             if session is not None:
                 session.docket.take(record.id, now_ns=record.stamp_ns)
-        elif isinstance(found[2], Refusal):
+            return
+        told = msgspec.json.decode(record.payload, type=Told)
+        then = told.code if record.detail else ""
+        now = found[2].code.value if isinstance(found[2], Refusal) else ""
+        if then != now:
+            self.failures.different += 1
+            what = f"refused with {then}" if then else "asked"
+            self._differ(
+                record, f"question {record.id} was {what}, and is {f'refused with {now}' if now else 'asked'} here"
+            )
+        elif then:
             self.failures.equal += 1
 
     # --- decisions ----------------------------------------------------------------------------------------------------

@@ -83,6 +83,7 @@ class Session:
         self.acquisitions = 0
         self._stimulated_until_s = np.full(len(opened.rois), -math.inf)
         self._shift_s = {"start": 0.0, "middle": 0.5, "end": 1.0}[opened.signal.stamp] / opened.rate_hz
+        self._offset = np.float32(opened.signal.offset)
 
     # --- frames and events --------------------------------------------------------------------------------------------
 
@@ -100,29 +101,29 @@ class Session:
         if found != expected:
             raise Refusal(
                 ErrorCode.WRONG_NEURON_COUNT,
-                f"frame {frame.number} has {found} ROIs, the session opened with {expected}",
+                f"frame {frame.number} has {found} ROIs, the session opened with {expected}; "
+                "open a new session for another set of ROIs",
             )
         if frame.roi_hash not in (0, self.declared.roi_hash):
             raise Refusal(
                 ErrorCode.WRONG_ROI_MAP,
                 f"frame {frame.number} carries ROI-map hash {frame.roi_hash:#x}, the session has "
-                f"{self.declared.roi_hash:#x}; open a session with the ROIs in the order that is sent",
+                f"{self.declared.roi_hash:#x}; open a new session with the ROIs in the order that is sent",
             )
-        signal = self.declared.opened.signal
-        values = frame.fluorescence
-        offset = np.float32(signal.offset)
-        if not signal.corrected and frame.neuropil is None:
+        corrected, offset, values = self.declared.opened.signal.corrected, self._offset, frame.fluorescence
+        if not corrected and frame.neuropil is None:
             raise Refusal(
                 ErrorCode.MISSING_NEUROPIL,
                 f"frame {frame.number} has no neuropil, the session declared fluorescence that is not corrected; "
                 "send it, or open the session with corrected true",
             )
-        with np.errstate(all="ignore"):  # a client may send infinities; they end as an invalid neuron
-            if offset:
-                values = values - offset
-            if not signal.corrected and frame.neuropil is not None:
-                neuropil = frame.neuropil - offset if offset else frame.neuropil
-                values = subtract_neuropil(values, neuropil=neuropil, factor=self.declared.factor)
+        if offset or not corrected:
+            with np.errstate(all="ignore"):  # a client may send infinities; they end as an invalid neuron
+                if offset:
+                    values = values - offset
+                if not corrected and frame.neuropil is not None:
+                    neuropil = frame.neuropil - offset if offset else frame.neuropil
+                    values = subtract_neuropil(values, neuropil=neuropil, factor=self.declared.factor)
         added = self.window.add(
             frame.number, device_s=frame.device_s - self._shift_s, values=values, received_ns=received_ns
         )
@@ -133,19 +134,21 @@ class Session:
             self.counters["gap_frames"] += added.gap
         if added.reordered:
             self.counters["reordered_frames"] += 1
+        else:
+            self.docket.newest_changed()
         return added
 
     def acquisition(self, event: Literal["start", "abort", "stop"]) -> list[Question]:
         """Follow the microscope; returns pending questions that will have no window any more."""
         self.counters[f"acquisition_{event}"] += 1
         lost = self.docket.take_pending()
+        self.docket.pause(event != "start")
         self.state = State.ACQUIRING if event == "start" else State.STOPPED
         if event in ("start", "abort"):
             self.acquisitions += 1
             self.window.reset()
             self.phases.reset()
             self._stimulated_until_s.fill(-math.inf)
-            self.docket.restart()
         return lost
 
     def stimulation(self, event: wire.Stimulation) -> None:
@@ -190,10 +193,6 @@ class Session:
 
     # --- questions ----------------------------------------------------------------------------------------------------
 
-    def standing_question(self, *, now_ns: int) -> Question | None:
-        """The next standing question, if frames come and one waits for the newest."""
-        return self.docket.next_standing(now_ns=now_ns) if self.state == State.ACQUIRING else None
-
     def capture(self, question: Question, slot: Slot) -> None:
         """Copy the question's window into a slot, and note its lineage, phase and stimulated ROIs.
 
@@ -203,8 +202,16 @@ class Session:
         capture(question, slot, window=self.window, declared=self.declared, bundle=self._bundle)
         question.acquisition = self.acquisitions
         question.stimulated = slot.anchor_s < self._stimulated_until_s[question.rois]
-        standing = question.asked == wire.Asked.STANDING
-        question.phase = self.phases.at(slot.anchor_s) if standing else wire.Phase.ONSET
+        # What is only asked about begins nothing: its moment lies in the phase that what was told makes.
+        supposed = question.asked == wire.Asked.STANDING or question.hypothetical
+        question.phase = self.phases.at(slot.anchor_s) if supposed else wire.Phase.ONSET
+
+    def next_frame_ns(self, now_ns: int) -> int | None:
+        """When the next frame is expected to come in; None where none came for two periods, or none is to come."""
+        if self.state != State.ACQUIRING or self.window.empty:
+            return None
+        last_ns, period_ns = self.window.received_ns(self.window.last), int(self.window.period_s * 1e9)
+        return None if now_ns > last_ns + 2 * period_ns else last_ns + period_ns
 
     # --- what it is ---------------------------------------------------------------------------------------------------
 

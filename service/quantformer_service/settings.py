@@ -75,6 +75,13 @@ class Settings:
     record_stall_s: float = _setting(
         2.0, unit="s", help="time without an acknowledged record after which triggers disarm", low=0.1, high=600.0
     )
+    pin_cpus: str = _setting(
+        "", help="CPUs for the engine alone, such as 2,3: the first for its loop, the others for inference; empty: any"
+    )
+    realtime: str = _setting(
+        "off", help="real-time priority (SCHED_FIFO) of the engine's threads", choices=("off", "on")
+    )
+    lock_memory: str = _setting("off", help="keep the engine's memory from being paged out", choices=("off", "on"))
     max_body_bytes: int = _setting(
         4_194_304, unit="bytes", help="largest HTTP body or WebSocket message that is read", low=1024, high=1 << 30
     )

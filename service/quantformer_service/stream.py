@@ -119,8 +119,8 @@ class Sockets:
                 if events & (zmq.POLLIN | zmq.POLLERR):
                     yield from self._receive_tcp(client)
 
-    def send(self, peer: Peer, data: bytes) -> None:
-        """Send to one client, now or never."""
+    def send(self, peer: Peer, data: bytes | bytearray) -> None:
+        """Send to one client, now or never; ``data`` is copied."""
         if isinstance(peer, ZmqPeer):
             try:
                 self._router.send_multipart([peer.identity, data], zmq.NOBLOCK)
@@ -134,11 +134,12 @@ class Sockets:
                 self.counters["closed_slow_client"] += 1
                 self._drop(peer)
                 return
-            peer.out += wire.with_length(data)
+            peer.out += len(data).to_bytes(4, "little")
+            peer.out += data
             self._flush(peer)
 
-    def publish(self, data: bytes) -> None:
-        """Send to every subscriber that keeps up."""
+    def publish(self, data: bytes | bytearray) -> None:
+        """Send to every subscriber that keeps up; ``data`` is copied."""
         self._pub.send(data, zmq.NOBLOCK)
 
     def close(self) -> None:

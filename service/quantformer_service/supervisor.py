@@ -49,6 +49,8 @@ PROGRAMS = (
     Program(name="engine", module="quantformer_service.engine"),
     Program(name="gateway", module="quantformer_service.gateway"),
 )
+#: The one that is there only where something is recorded.
+RECORDER = Program(name="recorder", module="quantformer_service.recorder")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -70,7 +72,7 @@ class ServiceFailedError(QuantformerError):
 
 
 class Supervisor:
-    """Runs `PROGRAMS` until a signal ends them.
+    """Runs `PROGRAMS`, and the `RECORDER` where the settings want one, until a signal ends them.
 
     ``on_ready`` is called once, when every process is ready, with the facts that each announced, by name.
     """
@@ -80,10 +82,12 @@ class Supervisor:
         settings: Settings,
         *,
         on_ready: Callable[[Mapping[str, Mapping[str, Any]]], None],
-        programs: Sequence[Program] = PROGRAMS,
+        programs: Sequence[Program] | None = None,
     ) -> None:
         self._settings = settings
         self._on_ready = on_ready
+        if programs is None:
+            programs = (*PROGRAMS, RECORDER) if settings.record else PROGRAMS
         self._children = [_Child(program=program) for program in programs]
         # Reentrant, so that a signal handler may put while the main thread gets.
         self._events: SimpleQueue[tuple[str, Any, Any]] = SimpleQueue()

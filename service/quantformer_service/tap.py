@@ -119,6 +119,7 @@ class Tap:
             except zmq.ZMQError as error:
                 self._context.destroy(0)
                 raise UsageError(f"record {settings.record}: no socket can be made there ({error.strerror})") from None
+            Path(endpoint.removeprefix("ipc://")).chmod(0o600)
 
     def begin(self, facts: bytes) -> None:
         """Record from now on; every file begins with these facts (JSON)."""
@@ -153,11 +154,11 @@ class Tap:
                 number = reply.body.lease
         self.record(Kind.INPUT, data, session=session, number=number, stamp_ns=now_ns)
 
-    def told(self, kind: Kind, told: Told, *, session: int, number: int = 0) -> None:
+    def told(self, kind: Kind, told: Told, *, session: int, number: int = 0, detail: int = 0) -> None:
         """Something was refused, or failed."""
         if self.on:
-            stamp_ns = time.perf_counter_ns()
-            self.record(kind, msgspec.json.encode(told), session=session, number=number, stamp_ns=stamp_ns)
+            payload, stamp_ns = msgspec.json.encode(told), time.perf_counter_ns()
+            self.record(kind, payload, session=session, number=number, stamp_ns=stamp_ns, detail=detail)
 
     def record(
         self, kind: Kind, payload: bytes | bytearray, *, session: int, number: int, stamp_ns: int, detail: int = 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
+from collections.abc import Callable
 from enum import StrEnum
 
 import numpy as np
@@ -33,6 +34,16 @@ class TriggerState(StrEnum):
     STOPPED = "stopped"
 
 
+class Disarmed(StrEnum):
+    """What disarmed a trigger last."""
+
+    NOTHING = ""
+    ASKED = "asked"
+    LEASE = "lease"
+    RECORDER = "recorder"
+    STOPPING = "stopping"
+
+
 class Reason(StrEnum):
     """Why a rule fired or did not; of several, the first in this order."""
 
@@ -51,10 +62,16 @@ class Reason(StrEnum):
     FIRED = "fired"
 
 
-class Trigger:
-    """Rules, lease and refractory periods of one session with these ROI ids."""
+def new_lease() -> int:
+    """A random number that every reader holds exactly; never 0."""
+    return 1 + secrets.randbelow(wire.ID_LIMIT - 1)
 
-    def __init__(self, rois: tuple[str, ...]) -> None:
+
+class Trigger:
+    """Rules, lease and refractory periods of one session with these ROI ids. ``lease`` makes the numbers of leases."""
+
+    def __init__(self, rois: tuple[str, ...], *, lease: Callable[[], int] = new_lease) -> None:
+        self._new_lease = lease
         self._rois = rois
         self._index = {name: row for row, name in enumerate(rois)}
         self._rules: dict[str, wire.Rule] = {}
@@ -62,7 +79,7 @@ class Trigger:
         self._lease = 0
         self._lease_ns = 0
         self._until_ns = 0
-        self.state = TriggerState.DISARMED
+        self.state, self.disarmed = TriggerState.DISARMED, Disarmed.NOTHING
         self.fired = 0
         self.refused: Counter[str] = Counter()
 
@@ -112,8 +129,8 @@ class Trigger:
         """
         if self.state == TriggerState.STOPPED:
             raise Refusal(ErrorCode.STOPPED, "the trigger is in emergency stop; send DISARM, then ARM")
-        self.state = TriggerState.ARMED
-        self._lease = 1 + secrets.randbelow(wire.ID_LIMIT - 1)
+        self.state, self.disarmed = TriggerState.ARMED, Disarmed.NOTHING
+        self._lease = self._new_lease()
         self._lease_ns = int(lease_s * 1e9)
         self._until_ns = now_ns + self._lease_ns
 
@@ -128,18 +145,18 @@ class Trigger:
             raise Refusal(ErrorCode.NOT_ARMED, f"the trigger is {self.state} or armed by another lease; send ARM again")
         self._until_ns = now_ns + self._lease_ns
 
-    def disarm(self) -> None:
+    def disarm(self, reason: Disarmed = Disarmed.ASKED) -> None:
         """Disarm, also out of an emergency stop."""
-        self.state, self._lease = TriggerState.DISARMED, 0
+        self.state, self.disarmed, self._lease = TriggerState.DISARMED, reason, 0
 
     def stop(self) -> None:
         """Emergency stop."""
-        self.state, self._lease = TriggerState.STOPPED, 0
+        self.state, self.disarmed, self._lease = TriggerState.STOPPED, Disarmed.NOTHING, 0
 
     def expire(self, *, now_ns: int) -> bool:
         """Disarm if the lease has run out; True when it just did."""
         if self.state == TriggerState.ARMED and now_ns >= self._until_ns:
-            self.disarm()
+            self.disarm(Disarmed.LEASE)
             return True
         return False
 
@@ -157,6 +174,7 @@ class Trigger:
             lease_left_s=max(0.0, (self._until_ns - now_ns) / 1e9) if armed else 0.0,
             fired=self.fired,
             refused=dict(self.refused),
+            reason=self.disarmed.value,
         )
 
     def decide(self, answer: wire.Answer, *, now_ns: int) -> list[wire.Decision]:

@@ -33,6 +33,10 @@ class Added:
     reordered: bool = False
 
 
+#: What most frames do.
+_NEXT = Added()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Mark:
     """A contaminated stretch: frame numbers ``[first, last]``, or exposures that touch ``[start_s, end_s]``."""
@@ -53,6 +57,8 @@ class FrameWindow:
         self.neurons, self.capacity, self.reorder_frames = neurons, capacity, reorder_frames
         self._declared_s = period_s
         self._values = np.zeros((2 * capacity, neurons), np.float32)
+        #: The same memory, both rows of a frame at one index.
+        self._twice = self._values.reshape(2, capacity, neurons)
         self._stamps = np.zeros(2 * capacity, np.float64)
         self._observed = np.zeros(2 * capacity, np.bool_)
         self._arrived = np.zeros(2 * capacity, np.bool_)
@@ -65,7 +71,6 @@ class FrameWindow:
         self._first = 0
         self.last = -1
         self._marks.clear()
-        self.period_s, self.jitter_s = self._declared_s, math.inf
 
     @property
     def empty(self) -> bool:
@@ -82,6 +87,25 @@ class FrameWindow:
         """Stamp of the last frame; NaN when empty."""
         return math.nan if self.empty else float(self._stamps[self.last % self.capacity])
 
+    @property
+    def period_s(self) -> float:
+        """Mean period of the last frames; the declared one until there are two."""
+        count = min(_PERIOD_FRAMES, self.last - self.oldest + 1)
+        if count < 2:
+            return self._declared_s
+        row = self.last % self.capacity + self.capacity
+        return max(float(self._stamps[row] - self._stamps[row - count + 1]) / (count - 1), _SHORTEST_S)
+
+    @property
+    def jitter_s(self) -> float:
+        """Greatest deviation of the last frames' periods from their mean; infinite until there are three."""
+        count = min(_PERIOD_FRAMES, self.last - self.oldest + 1)
+        if count < 3:
+            return math.inf
+        row = self.last % self.capacity + self.capacity
+        steps = np.diff(self._stamps[row - count + 1 : row + 1])
+        return float(np.abs(steps - self.period_s).max())
+
     def received_ns(self, number: int) -> int:
         """When a held frame came in."""
         return int(self._received_ns[number % self.capacity])
@@ -95,7 +119,7 @@ class FrameWindow:
         if self.empty:
             self._first = self.last = number
             self._put(number, values, device_s=device_s, received_ns=received_ns)
-            return Added()
+            return _NEXT
         if number > self.last:
             before_s = self.last_s
             if device_s <= before_s:
@@ -104,20 +128,14 @@ class FrameWindow:
                     f"frame {number} at {device_s} s, the frame before it at {before_s} s; stamps must increase",
                 )
             gap = number - self.last - 1
-            held = self._values[self.last % self.capacity].copy()
-            # Of a jump beyond the ring, only the part that stays in it is filled.
-            for missing in range(max(self.last + 1, number - self.capacity + 1), number):
-                share = (missing - self.last) / (gap + 1)
-                self._stamp(missing, before_s + share * (device_s - before_s), received_ns=received_ns, arrived=False)
-                self._write(missing, held, observed=False)
+            if gap:
+                self._fill(number, gap=gap, device_s=device_s, received_ns=received_ns)
             self.last = number
             self._put(number, values, device_s=device_s, received_ns=received_ns)
-            self._measure_period()
-            return Added(gap=gap)
+            return Added(gap=gap) if gap else _NEXT
         self._check_hole(number, device_s=device_s)
         self._put(number, values, device_s=device_s, received_ns=received_ns)
         self._rehold(number + 1)
-        self._measure_period()
         return Added(reordered=True)
 
     def mark(self, mark: Mark) -> int:
@@ -205,18 +223,30 @@ class FrameWindow:
                 f"frame {number} at {device_s} s, its neighbours at {before_s} s and {after_s} s; stamps must increase",
             )
 
+    def _fill(self, number: int, *, gap: int, device_s: float, received_ns: int) -> None:
+        """Hold the last frame in the ``gap`` frames before ``number``."""
+        before_s = self.last_s
+        held = self._values[self.last % self.capacity].copy()
+        # Of a jump beyond the ring, only the part that stays in it is filled.
+        for missing in range(max(self.last + 1, number - self.capacity + 1), number):
+            share = (missing - self.last) / (gap + 1)
+            self._stamp(missing, before_s + share * (device_s - before_s), received_ns=received_ns, arrived=False)
+            self._write(missing, held, observed=False)
+
     def _put(self, number: int, values: NDArray[np.float32], *, device_s: float, received_ns: int) -> None:
         self._stamp(number, device_s, received_ns=received_ns, arrived=True)
-        clean = not any(self._in(mark, number) for mark in self._marks)
+        clean = not self._marks or not any(self._in(mark, number) for mark in self._marks)
         self._write(number, values if clean else self._before(number), observed=clean)
 
     def _stamp(self, number: int, device_s: float, *, received_ns: int, arrived: bool) -> None:
-        for row in (number % self.capacity, number % self.capacity + self.capacity):
-            self._stamps[row], self._received_ns[row], self._arrived[row] = device_s, received_ns, arrived
+        row = number % self.capacity
+        for place in (row, row + self.capacity):
+            self._stamps[place], self._received_ns[place], self._arrived[place] = device_s, received_ns, arrived
 
     def _write(self, number: int, values: NDArray[np.float32] | float, *, observed: bool) -> None:
-        for row in (number % self.capacity, number % self.capacity + self.capacity):
-            self._values[row], self._observed[row] = values, observed
+        row = number % self.capacity
+        self._twice[:, row] = values
+        self._observed[row] = self._observed[row + self.capacity] = observed
 
     def _before(self, number: int) -> NDArray[np.float32] | float:
         """The value to hold in a frame that is not observed; NaN where the ring does not reach back to one."""
@@ -232,10 +262,3 @@ class FrameWindow:
             return True
         stamp = self._stamps[number % self.capacity]
         return bool(stamp <= mark.end_s and stamp + self.period_s > mark.start_s)
-
-    def _measure_period(self) -> None:
-        count = min(_PERIOD_FRAMES, self.last - self.oldest + 1)
-        start = (self.last - count + 1) % self.capacity
-        steps = np.diff(self._stamps[start : start + count])
-        self.period_s = max(float(steps.mean()), _SHORTEST_S)
-        self.jitter_s = float(np.abs(steps - self.period_s).max()) if count > 2 else math.inf

@@ -26,7 +26,7 @@ def add_parser(subparsers: Subparsers[Parser]) -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     """Check what can be checked, then supervise."""
-    import importlib
+    from importlib.util import find_spec
 
     from quantformer_service.supervisor import Supervisor
 
@@ -34,7 +34,9 @@ def run(args: argparse.Namespace) -> int:
     if not settings.bundle:
         raise UsageError("no bundle was given: 'quantformer serve --bundle DIR', or bundle = \"DIR\" in quantformer.toml")
     for package in ("fastapi", "uvicorn", "websockets", "onnxruntime"):  # a missing extra, before any process starts
-        importlib.import_module(package)
+        # Looked for only: importing them would take a second, which the processes need anew.
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
     from quantformer.bundle import load_bundle
 
     load_bundle(settings.bundle)

@@ -14,8 +14,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from quantformer_client.clock import ClockOffset
     from quantformer_client.connection import Connection
-    from quantformer_client.controller import Controller, Watch
+    from quantformer_client.controller import Best, Controller, Watch
     from quantformer_client.errors import (
         AnswerTimeoutError,
         ClientError,
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from quantformer_client.wire import Answer, Decision, Rule, SignalDeclaration, Stimulus
 
 _HOME = {
+    "Best": "controller",
+    "ClockOffset": "clock",
     "Connection": "connection",
     "Controller": "controller",
     "Watch": "controller",
@@ -63,7 +66,9 @@ __all__ = [
     "Answer",
     "AnswerTimeoutError",
     "AsyncRest",
+    "Best",
     "ClientError",
+    "ClockOffset",
     "Connection",
     "Controller",
     "Decision",

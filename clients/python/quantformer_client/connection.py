@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Literal, Self, TypeVar
 
 from quantformer_client import wire
+from quantformer_client.clock import Clock, ClockOffset, Ping
 from quantformer_client.errors import AnswerTimeoutError, ErrorCode, ServiceError, SessionLostError
 from quantformer_client.transport import TcpTransport, Transport, ZmqTransport
 
@@ -39,6 +40,8 @@ class Connection:
         self._hello = wire.Hello(oldest=wire.MAJOR, newest=wire.MAJOR, client=client, token=token)
         self._unasked = unasked or (lambda _message: None)
         self._request = 0
+        self._arrived_ns = 0
+        self._clock = Clock()
         self.epoch = 0
         try:
             self.welcome = self.greet()
@@ -63,9 +66,7 @@ class Connection:
         self._transport.send(message)
         return self._request
 
-    def ask(
-        self, body: wire.Body, *, expect: type[Reply], session: int = 0, timeout_s: float = TIMEOUT_S
-    ) -> Reply:
+    def ask(self, body: wire.Body, *, expect: type[Reply], session: int = 0, timeout_s: float = TIMEOUT_S) -> Reply:
         """Send a request and wait for its reply, a body of class ``expect``.
 
         Raises:
@@ -82,6 +83,26 @@ class Connection:
         """`ask`, with the reply's header."""
         reply = self.ask(body, expect=expect, session=session, timeout_s=timeout_s)
         return self._last, reply
+
+    def clock(self, *, pings: int = 8, timeout_s: float = TIMEOUT_S) -> ClockOffset:
+        """Measure the engine's clock against this process's; called again later, it also tells the drift.
+
+        Raises:
+            AnswerTimeoutError, UnreachableError: see `ask`.
+        """
+        found = []
+        for _ in range(pings):
+            request = self.send(wire.Ping())
+            pong = self._await(request, expect=wire.Pong, asked="Ping", timeout_s=timeout_s)
+            found.append(
+                Ping(
+                    sent_ns=self._last.sent_ns,
+                    received_ns=pong.received_ns,
+                    replied_ns=pong.replied_ns,
+                    returned_ns=self._arrived_ns,
+                )
+            )
+        return self._clock.measured(found, epoch=self.epoch)
 
     def receive(self, timeout_s: float = 0.0) -> bool:
         """Handle one message that came unasked, if one comes within the time."""
@@ -100,6 +121,7 @@ class Connection:
         end = time.perf_counter() + timeout_s
         while (left := end - time.perf_counter()) > 0:
             data = self._transport.receive(left)
+            self._arrived_ns = time.perf_counter_ns()
             if data is None:
                 break
             message = wire.decode(data)
@@ -111,7 +133,9 @@ class Connection:
             if isinstance(message.body, wire.Error) and expect is not wire.Error:
                 raise refusal(message.body, request=request)
             return message.body  # type: ignore[return-value]  # expect, or an Error where that was expected
-        raise AnswerTimeoutError(f"no reply to {asked} within {timeout_s:g} s; is the engine alive? ('quantformer status')")
+        raise AnswerTimeoutError(
+            f"no reply to {asked} within {timeout_s:g} s; is the engine alive? ('quantformer status')"
+        )
 
     def close(self) -> None:
         """Let go of the connection; sessions stay open."""

@@ -4,15 +4,34 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
 
 from quantformer_client import wire
-from quantformer_client.connection import Connection
-from quantformer_client.errors import ErrorCode, ServiceError, SessionLostError
+from quantformer_client.clock import ClockOffset
+from quantformer_client.connection import TIMEOUT_S, Connection, refusal
+from quantformer_client.errors import AnswerTimeoutError, ErrorCode, ServiceError, SessionLostError
 from quantformer_client.transport import Subscriber
 
 Event = wire.Answer | wire.Decision
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Best:
+    """Stimuli ranked by what an ensemble is expected to answer, the best first, and the ``answer`` that says so.
+
+    Choose by it only where `trusted` holds and the ranking's ``rois``, those known and valid, are enough of the ensemble.
+    """
+
+    answer: wire.Answer
+    ranking: tuple[wire.Ranked, ...]
+
+    @property
+    def trusted(self) -> bool:
+        """Whether there was a usable ROI, and the answer is neither late nor degraded nor out of phase."""
+        doubts = wire.Flags.LATE | wire.Flags.DEGRADED | wire.Flags.OUT_OF_PHASE
+        return self.ranking[0].rois > 0 and not self.answer.flags & doubts
 
 
 class Controller:
@@ -32,9 +51,12 @@ class Controller:
         over: Literal["zmq", "tcp"] = "zmq",
         token: str = "",
     ) -> None:
-        self.connection = Connection(host=host, port=port, over=over, token=token, client="controller")
+        self.connection = Connection(
+            host=host, port=port, over=over, token=token, client="controller", unasked=self._hear
+        )
         self._host, self._pub_port = host, pub_port
         self._lease = 0
+        self._unread: dict[int, wire.Answer | wire.Error] = {}
         try:
             self.session = self._only() if session is None else session
             self.description = self.connection.ask(wire.Describe(), expect=wire.Description, session=self.session)
@@ -64,6 +86,52 @@ class Controller:
         described = [wire.Stimulus(stimulus_id=one) if isinstance(one, str) else one for one in stimuli]
         body = wire.Standing(stimuli=described, rois=None if rois is None else list(rois), detail=detail)
         return self.connection.ask(body, expect=wire.Accepted, session=self.session).question
+
+    def best_stimulus(
+        self,
+        stimuli: Sequence[str | wire.Stimulus],
+        *,
+        rois: Sequence[str] | None = None,
+        by: Literal["probability", "area"] = "probability",
+        timeout_s: float = TIMEOUT_S,
+    ) -> Best:
+        """Which of ``stimuli`` would drive ``rois`` (None: all) most if it came now.
+
+        The question is hypothetical: it tells of no onset and no rule fires on its answer. Ranked is by the mean probability
+        of an active response, or by the mean area of the forecast response.
+
+        Raises:
+            ServiceError: it was refused, as where too few frames have been received.
+            AnswerTimeoutError: no answer in time.
+        """
+        described = [wire.Stimulus(stimulus_id=one) if isinstance(one, str) else one for one in stimuli]
+        onset = wire.Onset(
+            stimuli=described,
+            rois=None if rois is None else list(rois),
+            detail="forecast" if by == "area" else "probability",
+            hypothetical=True,
+        )
+        end = time.perf_counter() + timeout_s
+        self._unread.clear()
+        header, _ = self.connection.ask_header(onset, expect=wire.Accepted, session=self.session, timeout_s=timeout_s)
+        while header.request not in self._unread:
+            if not self.connection.receive(max(0.0, end - time.perf_counter())) and time.perf_counter() >= end:
+                raise AnswerTimeoutError(
+                    f"no answer to a hypothetical onset within {timeout_s:g} s; is the engine overloaded?"
+                )
+        body = self._unread.pop(header.request)
+        if isinstance(body, wire.Error):
+            raise refusal(body, request=header.request)
+        ranked = wire.ranking(body, rate_hz=self.connection.welcome.rate_hz, by=by)
+        return Best(answer=body, ranking=tuple(ranked))
+
+    def _hear(self, message: wire.Message) -> None:
+        if isinstance(message.body, wire.Answer | wire.Error):
+            self._unread[message.header.request] = message.body
+
+    def clock(self, *, pings: int = 8) -> ClockOffset:
+        """The engine's clock against this process's: offset, uncertainty, and drift since it was measured before."""
+        return self.connection.clock(pings=pings)
 
     def clear_standing(self, question: int) -> None:
         """End a standing question."""

@@ -63,6 +63,7 @@ class ErrorCode(StrEnum):
     UNKNOWN_RULE = "unknown_rule"
     STOPPED = "stopped"
     NOT_ARMED = "not_armed"
+    NOT_RECORDING = "not_recording"
     # The engine itself.
     INFERENCE_FAILED = "inference_failed"
     INTERNAL = "internal"

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from quantformer_client import wire
+from quantformer_client.clock import ClockOffset
 from quantformer_client.connection import TIMEOUT_S, Connection, refusal
 from quantformer_client.errors import ClientError, ErrorCode, ServiceError, SessionLostError
 
@@ -110,13 +111,17 @@ class Microscope:
         onset_frame: int | None = None,
         within_s: float | None = None,
         duration_s: float | None = None,
+        source: Literal["photodiode", "daq", "software"] = "software",
+        uncertainty_s: float = 0.0,
+        display_latency_s: float = 0.0,
         detail: Literal["forecast", "probability"] = "forecast",
         baseline: bool = False,
     ) -> int:
         """Announce an onset, by time (s on the microscope's clock) or frame, or now with neither; the question's id.
 
-        ``stimulus`` is an id, or a description, or several alternatives that are answered together. With ``baseline`` the
-        answer holds the window that was read.
+        ``stimulus`` is an id, or a description, or several alternatives that are answered together. ``source`` says where the
+        time came from and ``uncertainty_s`` how far it may be off; ``display_latency_s`` is added to it. The answer repeats
+        all three beside the time as it was told. With ``baseline`` it holds the window that was read.
         """
         self._check()
         if isinstance(stimulus, str):
@@ -129,6 +134,9 @@ class Microscope:
             onset_frame=onset_frame,
             within_s=within_s,
             duration_s=duration_s,
+            source=source,
+            uncertainty_s=uncertainty_s,
+            display_latency_s=display_latency_s,
             detail=detail,
             baseline=baseline,
         )
@@ -166,6 +174,10 @@ class Microscope:
         """Wait until the engine has taken everything sent so far, and hear what it refused."""
         self.connection.ask(wire.Ping(), expect=wire.Pong, timeout_s=timeout_s)
         self._check()
+
+    def clock(self, *, pings: int = 8) -> ClockOffset:
+        """The engine's clock against this process's: offset, uncertainty, and drift since it was measured before."""
+        return self.connection.clock(pings=pings)
 
     def wait(self, timeout_s: float) -> wire.Answer | None:
         """The oldest unread answer to an onset question; None if none comes within the time."""

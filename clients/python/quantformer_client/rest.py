@@ -78,6 +78,18 @@ class _Api(Generic[R]):
         query = {"wait_s": wait_s, "detail": detail} if wait_s else None
         return self._send("POST", f"/v1/sessions/{session}/onsets", json=onset, query=query)
 
+    def best(
+        self,
+        session: int,
+        stimuli: Sequence[wire.Stimulus],
+        *,
+        rois: Sequence[str] | None = None,
+        by: Literal["probability", "area"] = "probability",
+    ) -> R:
+        """Which of ``stimuli`` would drive ``rois`` (None: all) most if it came now: ``ranking``, the best one first."""
+        body = {"stimuli": list(stimuli), "rois": None if rois is None else list(rois), "by": by}
+        return self._send("POST", f"/v1/sessions/{session}/best", json=body)
+
     def standing(self, session: int, question: wire.Standing) -> R:
         """Ask a standing question."""
         return self._send("POST", f"/v1/sessions/{session}/standing", json=question)
@@ -182,7 +194,9 @@ def _read(response: httpx.Response, accept: Sequence[int]) -> Json:
 
 def _unreachable(error: httpx.HTTPError, address: str) -> UnreachableError | AnswerTimeoutError:
     if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
-        return AnswerTimeoutError(f"no answer from {address} in time ({type(error).__name__}); is the service overloaded?")
+        return AnswerTimeoutError(
+            f"no answer from {address} in time ({type(error).__name__}); is the service overloaded?"
+        )
     return UnreachableError(f"nothing answers at {address} ({error}); is 'quantformer serve' running?")
 
 
@@ -199,9 +213,7 @@ class Rest(_Api[Json]):
     `UnreachableError` where nothing answers and `AnswerTimeoutError` where no answer comes in time.
     """
 
-    def __init__(
-        self, *, host: str = "127.0.0.1", port: int = 7410, token: str = "", timeout_s: float = 30.0
-    ) -> None:
+    def __init__(self, *, host: str = "127.0.0.1", port: int = 7410, token: str = "", timeout_s: float = 30.0) -> None:
         self._client = httpx.Client(**_options(host, port, token, timeout_s))
 
     def _send(
@@ -236,9 +248,7 @@ class Rest(_Api[Json]):
 class AsyncRest(_Api[Awaitable[Json]]):
     """The same methods, each to be awaited."""
 
-    def __init__(
-        self, *, host: str = "127.0.0.1", port: int = 7410, token: str = "", timeout_s: float = 30.0
-    ) -> None:
+    def __init__(self, *, host: str = "127.0.0.1", port: int = 7410, token: str = "", timeout_s: float = 30.0) -> None:
         self._client = httpx.AsyncClient(**_options(host, port, token, timeout_s))
 
     async def _send(

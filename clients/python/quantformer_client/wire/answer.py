@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
@@ -36,6 +37,15 @@ class Phase(IntEnum):
     BETWEEN = 4
 
 
+class Source(IntEnum):
+    """Where the time of an announced onset came from."""
+
+    NONE = 0
+    SOFTWARE = 1
+    PHOTODIODE = 2
+    DAQ = 3
+
+
 class Validity(IntFlag):
     """Bits about one ROI; only VALID with nothing else from INVALID_F0 on may be acted upon."""
 
@@ -53,7 +63,11 @@ class Validity(IntFlag):
 #: read, lead, frames held, asked, phase, bytes of labels, onset time in s, ns: received, window ready, submitted, done,
 #: published, deadline; bundle's SHA-256.
 _LINEAGE = struct.Struct("<HHHHQQQQHHBBxxIxxxxdqqqqqq32s")
-LINEAGE_BYTES = _LINEAGE.size
+#: What version 1.1 added behind it: onset as told, its uncertainty and the display's latency in s, source.
+_TOLD = struct.Struct("<dddBxxxxxxx")
+LINEAGE_BYTES = _LINEAGE.size + _TOLD.size
+#: Where `stamp_published` writes: flags and sent in the header; published in the lineage.
+_FLAGS_AT, _SENT_AT, _REQUEST_AT, _PUBLISHED_AT = 20, 56, 24, HEADER_BYTES + 96
 _LABELS = msgspec.json.Decoder(list[str])
 
 
@@ -65,6 +79,9 @@ class Answer:
 
     ``lead`` counts the frames right before the onset frame that were not there; ``held`` those of the window, lead
     included, that were not observed. Stamps are the engine's monotonic ns. Arrays are read-only views once decoded.
+
+    ``onset_s`` is the onset that was used, ``told_s`` the time that ONSET told (NaN: none), before ``display_latency_s``
+    was added; ``source`` and ``uncertainty_s`` say where the told time came from, and how far it may be off.
     """
 
     message_type: ClassVar[MessageType] = MessageType.ANSWER
@@ -93,6 +110,10 @@ class Answer:
     low: NDArray[np.float32] | None = None
     high: NDArray[np.float32] | None = None
     baseline: NDArray[np.float32] | None = None
+    told_s: float = math.nan
+    uncertainty_s: float = 0.0
+    display_latency_s: float = 0.0
+    source: Source = Source.NONE
     flags: Flags = field(default=Flags(0))
 
     @property
@@ -111,13 +132,20 @@ class Answer:
         Raises:
             WireError: the arrays disagree, or the message would be longer than `MAX_MESSAGE`.
         """
+        return bytes(self.encode_once(**header))
+
+    def encode_once(self, **header: Any) -> bytearray:
+        """The same bytes, written once, in memory that `stamp_published` and `readdress` may still change.
+
+        Raises:
+            WireError: the arrays disagree, or the message would be longer than `MAX_MESSAGE`.
+        """
         n, s = len(self.rois), len(self.stimuli)
         steps = 0 if self.response is None else int(self.response.shape[2])
         frames = 0 if self.baseline is None else int(self.baseline.shape[1])
         parts: list[tuple[NDArray[Any] | None, str, tuple[int, ...]]] = [
             (self.rois, "<u4", (n,)),
             (self.validity, "u1", (n,)),
-            (np.zeros(-n % 4, np.uint8), "u1", (-n % 4,)),
             (self.probability, "<f4", (s, n)),
         ]
         if steps:
@@ -129,7 +157,27 @@ class Answer:
                 found = None if array is None else array.shape
                 raise WireError(ErrorCode.BAD_PAYLOAD, f"ANSWER: an array has shape {found}, expected {shape}")
         labels = msgspec.json.encode(self.stimuli)
-        lineage = _LINEAGE.pack(
+        arrays_bytes = answer_bytes(rois=n, stimuli=s, response_frames=steps, baseline_frames=frames)
+        payload_bytes = arrays_bytes + len(labels)
+        if payload_bytes > MAX_ANSWER:
+            raise WireError(
+                ErrorCode.OVERSIZED, f"ANSWER: {payload_bytes} bytes; ask for fewer ROIs, stimuli or less detail"
+            )
+        head = Header(
+            type=self.message_type,
+            format=PayloadFormat.ANSWER,
+            flags=self.flags,
+            frame=self.last_frame,
+            device_s=self.last_frame_s,
+            count=n,
+            payload_bytes=payload_bytes,
+            **header,
+        )
+        data = bytearray(HEADER_BYTES + payload_bytes)
+        data[:HEADER_BYTES] = head.encode()
+        _LINEAGE.pack_into(
+            data,
+            HEADER_BYTES,
             LINEAGE_BYTES,
             s,
             steps,
@@ -152,23 +200,22 @@ class Answer:
             self.deadline_ns,
             self.bundle,
         )
-        arrays = [np.ascontiguousarray(array, dtype=kind).tobytes() for array, kind, _ in parts if array is not None]
-        payload = b"".join([lineage, *arrays, labels])
-        if len(payload) > MAX_ANSWER:
-            raise WireError(
-                ErrorCode.OVERSIZED, f"ANSWER: {len(payload)} bytes; ask for fewer ROIs, stimuli or less detail"
-            )
-        head = Header(
-            type=self.message_type,
-            format=PayloadFormat.ANSWER,
-            flags=self.flags,
-            frame=self.last_frame,
-            device_s=self.last_frame_s,
-            count=n,
-            payload_bytes=len(payload),
-            **header,
+        _TOLD.pack_into(
+            data,
+            HEADER_BYTES + _LINEAGE.size,
+            self.told_s,
+            self.uncertainty_s,
+            self.display_latency_s,
+            self.source,
         )
-        return head.encode() + payload
+        at = HEADER_BYTES + LINEAGE_BYTES
+        for array, kind, _ in parts:
+            assert array is not None  # checked above
+            np.frombuffer(data, dtype=kind, count=array.size, offset=at)[...] = array.reshape(-1)
+            # Four-byte numbers follow the validity bytes: they begin at a multiple of 4.
+            at += array.nbytes + (-array.nbytes % 4)
+        data[HEADER_BYTES + arrays_bytes :] = labels
+        return data
 
     @classmethod
     def decode(cls, header: Header, payload: memoryview) -> Answer:
@@ -177,9 +224,9 @@ class Answer:
         Raises:
             WireError: the lengths announced and those found disagree, or the labels are not a list of texts.
         """
-        if len(payload) < LINEAGE_BYTES:
+        if len(payload) < _LINEAGE.size:
             raise WireError(
-                ErrorCode.BAD_PAYLOAD, f"ANSWER: payload of {len(payload)} bytes, at least {LINEAGE_BYTES} needed"
+                ErrorCode.BAD_PAYLOAD, f"ANSWER: payload of {len(payload)} bytes, at least {_LINEAGE.size} needed"
             )
         (
             lineage_bytes,
@@ -208,11 +255,15 @@ class Answer:
         rows = s * n
         wanted = answer_bytes(rois=n, stimuli=s, response_frames=steps, baseline_frames=frames)
         wanted += lineage_bytes - LINEAGE_BYTES + labels_bytes
-        if lineage_bytes < LINEAGE_BYTES or len(payload) < wanted:
+        if lineage_bytes < _LINEAGE.size or len(payload) < wanted:
             raise WireError(ErrorCode.BAD_PAYLOAD, f"ANSWER: {wanted} bytes announced, the payload has {len(payload)}")
-        if asked not in _ASKED or phase not in _PHASES:
+        # An engine of version 1.0 has the shorter table.
+        told = _TOLD.unpack_from(payload, _LINEAGE.size) if lineage_bytes >= LINEAGE_BYTES else _UNTOLD
+        told_s, uncertainty_s, display_latency_s, source = told
+        if asked not in _ASKED or phase not in _PHASES or source not in _SOURCES:
             raise WireError(
-                ErrorCode.BAD_PAYLOAD, f"ANSWER: asked {asked} and phase {phase}; see wire.md for the numbers"
+                ErrorCode.BAD_PAYLOAD,
+                f"ANSWER: asked {asked}, phase {phase} and source {source}; see wire.md for the numbers",
             )
         at = lineage_bytes
         rois = np.frombuffer(payload, dtype="<u4", count=n, offset=at)
@@ -254,12 +305,35 @@ class Answer:
             low=forecast[1],
             high=forecast[2],
             baseline=floats[cuts[3] :].reshape(n, frames) if frames else None,
+            told_s=told_s,
+            uncertainty_s=uncertainty_s,
+            display_latency_s=display_latency_s,
+            source=Source(source),
             flags=Flags(header.flags),
         )
 
 
 _ASKED = frozenset(Asked)
 _PHASES = frozenset(Phase)
+_SOURCES = frozenset(Source)
+_UNTOLD = (math.nan, 0.0, 0.0, Source.NONE)
+
+
+def stamp_published(message: bytearray, *, published_ns: int, flags: Flags) -> None:
+    """Write into an encoded ANSWER, as the last thing before it is sent, when that is, and its flags.
+
+    The time that encoding takes is so part of what the stamps tell.
+    """
+    struct.pack_into("<I", message, _FLAGS_AT, flags)
+    struct.pack_into("<q", message, _SENT_AT, published_ns)
+    struct.pack_into("<q", message, _PUBLISHED_AT, published_ns)
+
+
+def readdress(message: bytearray, *, request: int, sent_ns: int | None = None) -> None:
+    """Make an encoded message the reply to another request."""
+    struct.pack_into("<Q", message, _REQUEST_AT, request)
+    if sent_ns is not None:
+        struct.pack_into("<q", message, _SENT_AT, sent_ns)
 
 
 def answer_bytes(*, rois: int, stimuli: int, response_frames: int, baseline_frames: int) -> int:

@@ -45,7 +45,10 @@ class Hello(Body, frozen=True, kw_only=True):
 
 
 class Welcome(Body, frozen=True, kw_only=True):
-    """The engine's answer to HELLO; its epoch is in the header. ``bundle`` is the bundle's SHA-256 in hex."""
+    """The engine's answer to HELLO; its epoch is in the header. ``bundle`` is the bundle's SHA-256 in hex.
+
+    ``privileges`` says of pinning, real-time priority and locked memory whether each was granted or refused, and why.
+    """
 
     message_type = MessageType.WELCOME
     version: Count
@@ -58,6 +61,7 @@ class Welcome(Body, frozen=True, kw_only=True):
     response_frames: Count
     phases: list[Text]
     largest_message: Count
+    privileges: dict[Text, Text] = {}
 
 
 class Bye(Body, frozen=True, kw_only=True):
@@ -100,8 +104,28 @@ class SessionStatus(Nested, frozen=True, kw_only=True):
     counters: dict[str, int]
 
 
+class Recording(Nested, frozen=True, kw_only=True):
+    """The recording in STATUS: the ``file`` that is written, how many ``records`` were made in this epoch and how many of
+    them are on the disk, what waits to come there and for how long, and how many were ``lost`` because too many waited.
+
+    ``trouble`` says why what happens now may not be recorded: while it is not empty, no trigger can be armed.
+    """
+
+    file: Text
+    trouble: LongText
+    records: Count
+    acknowledged: Count
+    waiting_bytes: Count
+    waiting_s: float
+    lost: Count
+
+
 class Status(Body, frozen=True, kw_only=True):
-    """What the engine is doing. ``state`` is warming, ready or stopping; ``latency_ms`` is window ready to published."""
+    """What the engine is doing. ``state`` is warming, ready or stopping; ``latency_ms`` is window ready to published.
+
+    ``recording`` is None where nothing is recorded. The engine also publishes STATUS when the recording gets into trouble
+    or out of it.
+    """
 
     message_type = MessageType.STATUS
     state: Text
@@ -112,6 +136,32 @@ class Status(Body, frozen=True, kw_only=True):
     counters: dict[str, int]
     latency_ms: dict[str, float]
     sessions: list[SessionStatus]
+    privileges: dict[Text, Text] = {}
+    recording: Recording | None = None
+
+
+class Histogram(Nested, frozen=True, kw_only=True):
+    """``counts[i]`` times lay above ``bounds_s[i - 1]`` and at or below ``bounds_s[i]``; the last above every bound."""
+
+    bounds_s: list[float]
+    counts: list[Count]
+    sum_s: float
+
+
+class Metrics(Body, frozen=True, kw_only=True):
+    """Published about once a second: what was counted and measured since the engine started.
+
+    ``counters`` and ``histograms`` only grow within an epoch; ``gauges`` are as they are now. Times are in seconds.
+    """
+
+    message_type = MessageType.METRICS
+    state: Text
+    engine: Text
+    bundle: Text
+    provider: Text
+    counters: dict[Text, Count]
+    gauges: dict[Text, float]
+    histograms: dict[Text, Histogram]
 
 
 class Error(Body, frozen=True, kw_only=True):
@@ -271,7 +321,9 @@ class Onset(Body, frozen=True, kw_only=True):
 
     ``within_s`` is the deadline: seconds from the engine's receipt of this message until an answer must be out, from the
     frames then there. ``display_latency_s`` is added to ``onset_s``. ``stimuli`` are alternatives, answered together.
-    ``duration_s`` tells how long the stimulus lasts, for the phase of later standing questions.
+    ``duration_s`` tells how long the stimulus lasts, for the phase of later standing questions. ``source`` says where
+    the time came from and ``uncertainty_s`` how far it may be off; the answer repeats both. A ``hypothetical`` onset is
+    asked about, not told: no phase begins with it, and no rule fires on its answer.
     """
 
     message_type = MessageType.ONSET
@@ -286,6 +338,7 @@ class Onset(Body, frozen=True, kw_only=True):
     rois: RoiIds | None = None
     detail: Literal["forecast", "probability"] = "forecast"
     baseline: bool = False
+    hypothetical: bool = False
 
 
 class Standing(Body, frozen=True, kw_only=True):
@@ -393,7 +446,11 @@ class GetTrigger(Body, frozen=True, kw_only=True):
 
 
 class Trigger(Body, frozen=True, kw_only=True):
-    """The trigger's state: disarmed, armed or stopped; the lease's number and what is left of it; what it did."""
+    """The trigger's state: disarmed, armed or stopped; the lease's number and what is left of it; what it did.
+
+    ``reason`` says what disarmed it last: asked, lease (it ran out), recorder (it was in trouble), stopping (the engine);
+    empty where nothing has, or it is not disarmed.
+    """
 
     message_type = MessageType.TRIGGER
     state: Text
@@ -401,6 +458,7 @@ class Trigger(Body, frozen=True, kw_only=True):
     lease_left_s: float = 0.0
     fired: Count = 0
     refused: dict[str, int] = {}
+    reason: Text = ""
 
 
 class Decision(Body, frozen=True, kw_only=True):
@@ -438,6 +496,7 @@ BODIES: tuple[type[Body], ...] = (
     Status,
     Error,
     Accepted,
+    Metrics,
     Open,
     Opened,
     Close,

@@ -13,6 +13,8 @@ from quantformer_client.wire.header import ID_LIMIT, MAX_ROIS, MINOR, Flags, Hea
 
 #: Greatest device time in s, forward or back.
 LATEST_S = 1e12
+#: As plain numbers: reading a frame is the engine's most frequent work, and a flag's own operators are slow.
+_HAS_NEUROPIL, _HAS_MOTION = int(Flags.HAS_NEUROPIL), int(Flags.HAS_MOTION)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,8 +82,8 @@ class Frame:
         """
         n, flags = header.count, header.flags
         neuropil_at = 4 * n
-        motion_at = neuropil_at + (4 * n if flags & Flags.HAS_NEUROPIL else 0)
-        wanted = motion_at + (8 if flags & Flags.HAS_MOTION else 0)
+        motion_at = neuropil_at + (4 * n if flags & _HAS_NEUROPIL else 0)
+        wanted = motion_at + (8 if flags & _HAS_MOTION else 0)
         # Of a sender of this version, more bytes are no addition but another dtype: float64 would read as nonsense.
         surplus = len(payload) > wanted and header.minor <= MINOR
         if n == 0 or len(payload) < wanted or surplus:
@@ -104,7 +106,7 @@ class Frame:
             number=header.frame,
             device_s=header.device_s,
             fluorescence=values[:n],
-            neuropil=values[n : 2 * n] if flags & Flags.HAS_NEUROPIL else None,
-            motion=(float(values[-2]), float(values[-1])) if flags & Flags.HAS_MOTION else None,
+            neuropil=values[n : 2 * n] if flags & _HAS_NEUROPIL else None,
+            motion=(float(values[-2]), float(values[-1])) if flags & _HAS_MOTION else None,
             roi_hash=header.roi_hash,
         )

@@ -1,0 +1,75 @@
+"""Sessions of the runtime: on which provider, with what options, and proof that what was asked is what runs."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from quantformer.bundle import Bundle
+from quantformer.errors import ProviderError
+
+Provider = Literal["auto", "cpu", "cuda"]
+#: The runtime's names of the providers.
+RUNTIME_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+#: Float32 means float32: without this the GPU rounds the factors of every product to 10 bits. Graphs are captured once a
+#: size and replayed, which leaves out the launch of some hundred kernels a frame.
+_CUDA_OPTIONS = {"use_tf32": "0", "enable_cuda_graph": "1"}
+
+
+def open_session(bundle: Bundle, *, provider: Provider, threads: int = 1) -> Any:
+    """An onnxruntime session of the bundle's verified graph on the asked provider.
+
+    ``auto`` is CUDA where the runtime lists it, else the CPU. A runtime that lists CUDA and does not run it is refused under
+    ``auto`` too: a rig that silently became fifty times slower is found out too late. ``threads`` are the CPU threads of one
+    run.
+
+    Raises:
+        ProviderError: the asked provider is not there, or is not the one that runs.
+    """
+    import onnxruntime
+
+    name = _chosen(provider, onnxruntime.get_available_providers())
+    if name == "cuda":
+        # The gpu extra brings CUDA and cuDNN as Python packages, where the loader does not look by itself.
+        onnxruntime.preload_dlls()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    # A thread that spins between frames would take the core that the loop needs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    wanted = RUNTIME_NAMES[name]
+    providers: list[Any] = [wanted] if name == "cpu" else [(wanted, _CUDA_OPTIONS), RUNTIME_NAMES["cpu"]]
+    try:
+        session = onnxruntime.InferenceSession(bundle.graph, sess_options=options, providers=providers)
+    except Exception as error:
+        # The runtime's own exceptions share no base class.
+        raise ProviderError(f"the graph cannot be made ready on provider {name}: {error}; {_CURE[name]}") from error
+    check_running(session.get_providers(), name=name)
+    return session
+
+
+def check_running(providers: list[str], *, name: str) -> None:
+    """Hold what a session runs on, ``providers``, to what was asked.
+
+    Raises:
+        ProviderError: it is something else.
+    """
+    if not providers or providers[0] != RUNTIME_NAMES[name]:
+        running = providers[0] if providers else "nothing"
+        raise ProviderError(f"provider {name} was asked for, but {running} runs; {_CURE[name]}")
+
+
+def _chosen(provider: Provider, there: list[str]) -> str:
+    if provider == "auto":
+        return "cuda" if RUNTIME_NAMES["cuda"] in there else "cpu"
+    if RUNTIME_NAMES[provider] not in there:
+        raise ProviderError(
+            f"provider {provider} was asked for, this onnxruntime has {', '.join(there)}; "
+            "install 'quantformer[gpu]' in place of 'quantformer[serve]', or set --provider cpu"
+        )
+    return provider
+
+
+_CURE = {
+    "cpu": "export the bundle again, or update onnxruntime",
+    "cuda": "check the driver and the CUDA libraries, or set --provider cpu",
+}
