@@ -5,9 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from quantformer.autoencoder import Autoencoder
 from quantformer.config import PRESETS, ModelConfig
 from quantformer.errors import UsageError
+from quantformer.forecaster import Forecaster, ServingGraph
+from quantformer_training.export import example_inputs
 
 
 def test_the_paper_preset_is_the_papers() -> None:
@@ -45,3 +50,27 @@ def test_small_differs_from_paper_in_size_alone() -> None:
 def test_sizes_that_make_no_network_are_refused_by_name(changes: dict[str, float], named: str) -> None:
     with pytest.raises(UsageError, match=named.replace("(", r"\(")):
         ModelConfig(**changes)  # type: ignore[arg-type]
+
+
+def multiply_adds(config: ModelConfig) -> int:
+    """Of one more row of the serving graph, as torch counts them in every matrix product and attention."""
+    frozen = Autoencoder(config).freeze()
+    patches = torch.zeros(config.codes, config.patch_frames)
+    graph = ServingGraph(Forecaster(config, teacher=frozen, signal_scale=1.0, code_patch=patches)).eval()
+    counts = []
+    for rows in (1, 2):
+        inputs = example_inputs(config, rows=rows).named().values()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            graph(*(torch.from_numpy(array) for array in inputs))
+        counts.append(counter.get_total_flops() // 2)
+    return counts[1] - counts[0]
+
+
+def test_live_is_about_a_sixth_of_the_papers_arithmetic_at_the_same_patches_and_codes() -> None:
+    assert dataclasses.replace(PRESETS["live"], d=128, layers=6, heads=8) == PRESETS["paper"]
+    paper, live, small = (multiply_adds(PRESETS[name]) for name in ("paper", "live", "small"))
+    # By hand: 12 d^2 a token and layer of its three transformers, at most; the rest is small.
+    tokens, sizes = (3 + 6) + (2 + 10) + 10, PRESETS["paper"]
+    assert paper < 1.05 * 12 * sizes.d**2 * tokens * sizes.layers
+    assert 1 / 6.6 < live / paper < 1 / 5
+    assert small < live

@@ -88,7 +88,7 @@ def test_paths_of_a_file_are_relative_to_it_and_those_of_options_to_the_working_
         (PretrainRun, 'recordings = "a.h5"', "recordings is"),
         (PretrainRun, "loop = 3", r"loop is 3, expected a table: \[loop\]"),
         (PretrainRun, "[loop]\nlearning_rate = nan", r"loop\.learning_rate is nan, expected a finite number"),
-        (PretrainRun, 'preset = "large"', "preset is 'large', expected one of small, paper"),
+        (PretrainRun, 'preset = "large"', "preset is 'large', expected one of small, live, paper"),
         (PretrainRun, "[machine]\nthreads = 0", "threads = 0"),
         (EvaluateRun, "seeds = 0", "seeds = 0"),
         (EvaluateRun, '[machine]\ndevice = "cuda"', "of .machine. only threads is for it"),
@@ -117,7 +117,7 @@ def test_what_a_run_cannot_do_without_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize("kind", [PretrainRun, FinetuneRun, EvaluateRun, ExportRun])
-@pytest.mark.parametrize("preset", ["small", "paper"])
+@pytest.mark.parametrize("preset", ["small", "live", "paper"])
 def test_what_is_written_back_is_the_same_run(tmp_path: Path, kind: Any, preset: str) -> None:
     flags: dict[str, object] = {"out": tmp_path / 'an "odd" näme'}
     if kind is not ExportRun:

@@ -114,6 +114,14 @@ def test_what_was_written_back_makes_the_same_model_again_also_after_a_kill(fold
 
 
 @pytest.mark.slow
+def test_a_fitted_model_teaches_another(folder: Path, fitted: Path) -> None:
+    quantformer(folder, "finetune", "--run", "finetune.toml", "--teacher", "fitted", "--out", "taught")
+    one, other = (json.loads((folder / name / "fitted.json").read_text())["taught_by"] for name in ("fitted", "taught"))
+    assert (one, len(other)) == ("", 64)
+    assert tomllib.loads((folder / "taught" / "run.toml").read_text())["teachers"] == [str(fitted)]
+
+
+@pytest.mark.slow
 def test_options_alone_do_what_they_always_did(folder: Path) -> None:
     done = quantformer(
         folder, "pretrain", "small.npz", "--out", "plain", "--windows", "60", "--epochs", "1", "--preset", "small"

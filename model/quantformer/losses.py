@@ -28,7 +28,7 @@ def code_loss(logits: Tensor, codes: Tensor) -> Tensor:
 
 
 def activation_loss(logit: Tensor, active: Tensor) -> Tensor:
-    """Binary cross-entropy of ``[B]`` logits against bool ``[B]`` labels (section 3.4.1)."""
+    """Binary cross-entropy of ``[B]`` logits against ``[B]`` labels (section 3.4.1), or a teacher's probabilities."""
     return functional.binary_cross_entropy_with_logits(logit, active.to(logit.dtype))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from quantformer_training.loop import LoopConfig, LoopResult, Report, in_batches
 from quantformer_training.pretrain import Pretrained
 from quantformer_training.sources import RowSource
 from quantformer_training.warm_start import start_shortcuts
+
+if TYPE_CHECKING:
+    from quantformer_training.distil import Teachers
 
 #: Leads at which validation chooses, averaged: none, and 5 frames (0.17 s).
 VALIDATION_LEADS = (0, 5)
@@ -108,9 +112,19 @@ def finetune(
     checkpoints: Path | None = None,
     fingerprint: str = "",
     accelerator: Accelerator | None = None,
+    teachers: Teachers | None = None,
 ) -> TrainedModel:
-    """Train activation and response networks from one pre-trained auto-encoder; ``stage`` precedes the tasks' names."""
+    """Train activation and response networks from one pre-trained auto-encoder; ``stage`` precedes the tasks' names.
+
+    With ``teachers`` training rows are learned from as they teach them; validation is always what happened.
+
+    Raises:
+        UsageError: a teacher has another vocabulary.
+    """
     torch.manual_seed(config.activation.seed)
+    if teachers is not None:
+        teachers.check(vocabulary)
+        fingerprint = f"{fingerprint} taught by {teachers.digest()[:16]}"
     forecaster = Forecaster(
         pretrained.config,
         teacher=pretrained.autoencoder,
@@ -123,11 +137,16 @@ def finetune(
     machine = accelerator or Accelerator()
     # Only now: the regressions that training begins at are solved on the CPU.
     nn.ModuleList([forecaster, *tokens]).to(machine.device)
+    if teachers is not None:
+        teachers.to(machine.device)
     # Every process validates on all rows: the mean over processes is the same.
     held = [validation.at_lead(lead, most=config.validation_rows).to(machine.device) for lead in VALIDATION_LEADS]
 
     def validate(loss: Callable[[Examples], Tensor]) -> float:
         return float(np.mean([mean_loss(loss, rows) for rows in held]))
+
+    def taught(rows: Examples, task: int) -> Examples:
+        return rows if teachers is None else teachers.taught(rows, task=task, signal_scale=pretrained.signal_scale)
 
     results = []
     tasks: tuple[tuple[str, nn.Module, LoopConfig, Callable[[Examples], Tensor], Callable[[Examples], Tensor]], ...] = (
@@ -135,7 +154,9 @@ def finetune(
             "activation",
             nn.ModuleList([forecaster.activation, tokens[ACTIVATION]]),
             config.activation,
-            lambda rows: activation_loss(ask_activation(forecaster, tokens[ACTIVATION], rows), rows.active),
+            lambda rows: activation_loss(
+                ask_activation(forecaster, tokens[ACTIVATION], rows), taught(rows, ACTIVATION).active
+            ),
             lambda rows: activation_loss(ask_activation(forecaster, tokens[ACTIVATION], rows), rows.active),
         ),
         (
@@ -143,7 +164,7 @@ def finetune(
             nn.ModuleList([forecaster.response, tokens[FORECAST]]),
             config.forecast,
             lambda rows: response_loss(
-                forecaster, ask_response(forecaster, tokens[FORECAST], rows), rows, config=config
+                forecaster, ask_response(forecaster, tokens[FORECAST], rows), taught(rows, FORECAST), config=config
             ),
             lambda rows: (
                 (forecaster.decode(ask_response(forecaster, tokens[FORECAST], rows)) - rows.response).square().mean()
@@ -169,6 +190,8 @@ def finetune(
             )
         results.append(result)
     nn.ModuleList([forecaster, *tokens]).cpu()
+    if teachers is not None:
+        teachers.to(torch.device("cpu"))
     if forecaster.teacher.codebook.digest() != digest:
         raise AssertionError("the frozen codebook changed during fine-tuning")
     return TrainedModel(forecaster=forecaster, tokens=tokens, vocabulary=vocabulary, results=(results[0], results[1]))

@@ -17,6 +17,7 @@ from quantformer.signal import SignalRecipe
 from quantformer.vocabulary import NOTHING, ONGOING, StimulusRecipe
 from quantformer_training.accelerator import Accelerator
 from quantformer_training.calibrate import Calibrated, calibrate
+from quantformer_training.distil import Teachers
 from quantformer_training.examples import ExampleSource, Vocabulary
 from quantformer_training.finetune import FinetuneConfig, TrainedModel, finetune
 from quantformer_training.loop import LoopConfig, Report
@@ -84,7 +85,9 @@ class FitConfig:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Fitted:
-    """A trained, calibrated model and what it was made from. ``real`` and ``pseudo`` hold the trials of each part."""
+    """A trained, calibrated model and what it was made from. ``real`` and ``pseudo`` hold the trials of each part;
+    ``taught_by`` is the digest of its teachers, if it had any.
+    """
 
     config: FitConfig
     reader: TrialReader
@@ -96,6 +99,7 @@ class Fitted:
     calibrated: Calibrated
     real: dict[str, Trials]
     pseudo: dict[str, Trials]
+    taught_by: str = ""
 
     def source(self, trials: Trials) -> ExampleSource:
         """Examples of any trials of the recording, with the tuning that a bundle would hold."""
@@ -113,15 +117,17 @@ def fit(
     pretrained: Path | None = None,
     checkpoints: Path | None = None,
     accelerator: Accelerator | None = None,
+    teachers: Teachers | None = None,
 ) -> Fitted:
     """Train on a recording's training part, choose on its validation part; the test part is read but not used.
 
     ``unlabelled`` recordings lend windows to pre-training; ``pretrained`` is a directory made by `save_pretrained`, whose
-    auto-encoder is used instead. ``checkpoints`` is a directory from which an interrupted fit resumes.
+    auto-encoder is used instead. ``checkpoints`` is a directory from which an interrupted fit resumes. ``teachers`` teach
+    beside what happened; they must not have learned from the validation and test parts (`load_teachers` sees to that).
 
     Raises:
         RecordingError: a part has no usable trial, or validation has only one class.
-        UsageError: the pre-trained auto-encoder has other sizes than the preset.
+        UsageError: the pre-trained auto-encoder has other sizes than the preset, or a teacher another vocabulary.
     """
     vocabulary = vocabulary_of(recording)
     parts = _Parts.read(recording, split=split, vocabulary=vocabulary)
@@ -153,6 +159,7 @@ def fit(
             checkpoints=checkpoints,
             fingerprint=mark,
             accelerator=accelerator,
+            teachers=teachers,
         )
 
     tuned = parts.tune(made.signal_scale)
@@ -176,6 +183,7 @@ def fit(
         calibrated=calibrated,
         real=parts.real,
         pseudo=parts.pseudo,
+        taught_by="" if teachers is None else teachers.digest(),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,13 +15,14 @@ import numpy as np
 import torch
 
 import quantformer
-from quantformer.errors import DataError, QuantformerError, UnavailableError
+from quantformer.errors import DataError, QuantformerError, UnavailableError, UsageError
 from quantformer.forecaster import Forecaster
 from quantformer.labels import LabelRule
 from quantformer.recording import Recording
 from quantformer.signal import SignalRecipe
 from quantformer.tokens import TaskTokens
 from quantformer_training.calibrate import Calibrated
+from quantformer_training.distil import Teachers
 from quantformer_training.examples import Vocabulary
 from quantformer_training.finetune import TrainedModel
 from quantformer_training.fit import PSEUDO_STRIDE, FitConfig, Fitted, fingerprint
@@ -32,8 +34,8 @@ from quantformer_training.trials import TrialReader, pseudo_moments, real_moment
 from quantformer_training.tuning import Tuning
 
 FACTS, WEIGHTS = "fitted.json", "fitted.pt"
-#: Number of the schema of `FACTS`. Older ones are read, newer ones refused.
-SCHEMA = 1
+#: Number of the schema of `FACTS`. Older ones are read, newer ones refused. 2: says what taught it.
+SCHEMA = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,7 @@ class _Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     tuning_strength: float
     results: tuple[LoopResult, LoopResult]
     calibrated: Calibrated
+    taught_by: str = ""
 
 
 class _Head(msgspec.Struct):
@@ -104,6 +107,7 @@ def save_fitted(fitted: Fitted, directory: Path, *, recording: RecordingFile) ->
         tuning_strength=fitted.tuning.strength,
         results=model.results,
         calibrated=fitted.calibrated,
+        taught_by=fitted.taught_by,
     )
     path = directory / FACTS
     try:
@@ -180,7 +184,30 @@ def load_fitted(directory: Path, *, recording: RecordingFile | None = None) -> F
         calibrated=facts.calibrated,
         real={part: reader.read(real, part=part) for part in PARTS},
         pseudo={part: reader.read(pseudo, part=part) for part in PARTS},
+        taught_by=facts.taught_by,
     )
+
+
+def load_teachers(directories: Sequence[Path], *, recording: RecordingFile, split: Split) -> Teachers | None:
+    """The models of fitted directories as teachers of a student that is trained on a recording's ``split``; None of none.
+
+    Raises:
+        UsageError: a teacher learned from what its student is validated or tested on.
+        DataError, RecordingError: as `load_fitted`.
+    """
+    models = []
+    for directory in directories:
+        fitted = load_fitted(directory, recording=recording)
+        held = (*split.validation, *split.test)
+        both = [(max(a, c), min(b, d)) for a, b in fitted.split.train for c, d in held]
+        common = [(low, high) for low, high in both if low < high]
+        if common:
+            raise UsageError(
+                f"{directory} learned from frames {common}, on which its student is to be validated or tested; fit the teacher "
+                "on the same presentations, with fit.refit = false"
+            )
+        models.append(fitted.model)
+    return Teachers(models=tuple(models)) if models else None
 
 
 def _read_facts(path: Path) -> _Facts:

@@ -71,6 +71,7 @@ def write_fitted(fitted: Fitted, path: Path, *, metrics: dict[str, float] | None
             "subject": recording.provenance.subject,
             "recording_sha256": fingerprint(recording),
             "seed": str(fitted.config.seed),
+            **({"taught_by_sha256": fitted.taught_by} if fitted.taught_by else {}),
             "train_frames": str(fitted.split.train),
             "validation_frames": str(fitted.split.validation),
             "test_frames": str(fitted.split.test),

@@ -111,7 +111,7 @@ class FinetuneRun:
 
     The first ``train`` presentations train (0: two thirds); with ``category`` instead, that category's three sub-sessions
     as in the paper. Without ``pretrained`` the auto-encoder learns from the recording's own training part, and from the
-    ``unlabelled`` recordings.
+    ``unlabelled`` recordings. ``teachers`` are fitted models of the same presentations, of any size, that it learns from too.
     """
 
     recording: str = ""
@@ -120,6 +120,7 @@ class FinetuneRun:
     rate_hz: float | None = None
     pretrained: str = ""
     unlabelled: tuple[str, ...] = ()
+    teachers: tuple[str, ...] = ()
     preset: str = "small"
     seed: int = 0
     train: int = 0
@@ -198,7 +199,7 @@ class ExportRun:
 
 
 #: Keys whose values are paths, taken from the run file's own directory.
-_PATHS = ("recordings", "unlabelled", "recording", "stimuli", "pretrained", "fitted", "out")
+_PATHS = ("recordings", "unlabelled", "teachers", "recording", "stimuli", "pretrained", "fitted", "out")
 
 
 def read_run(kind: type[Run], path: Path | None, *, flags: Mapping[str, object] | None = None) -> Run:

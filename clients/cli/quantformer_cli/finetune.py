@@ -30,6 +30,10 @@ def add_parser(subparsers: Subparsers[Parser]) -> Parser:
     parser.add_argument(
         "--pretrained", type=Path, metavar="DIR", help="made by 'quantformer pretrain' (else the recording's own windows)"
     )
+    parser.add_argument(
+        "--teacher", type=Path, action="append", default=[], metavar="DIR",
+        help="a fitted model of the same presentations to learn from as well; may be given several times",
+    )  # fmt: skip
     parser.add_argument("--train", type=int, metavar="N", help="presentations that train (default two thirds)")
     parser.add_argument("--category", metavar="NAME", help="split by this category's three sub-sessions instead")
     parser.add_argument("--seed", type=int, metavar="N", help="seed of every random choice (default 0)")
@@ -40,17 +44,18 @@ def add_parser(subparsers: Subparsers[Parser]) -> Parser:
 def run(args: argparse.Namespace) -> int:
     """Train and save; the checkpoints in the output directory resume an interrupted run."""
     from quantformer_training.fit import fit
-    from quantformer_training.fitted_files import RecordingFile, save_fitted
+    from quantformer_training.fitted_files import RecordingFile, load_teachers, save_fitted
     from quantformer_training.readers import open_recordings
     from quantformer_training.run_config import RUN_FILE, FinetuneRun, read_run, require, write_run
 
     own = ("stimuli", "rate_hz", "pretrained", "train", "category", "seed")
-    names = {"file": "recording", **{name: name for name in own}}
+    names = {"file": "recording", "teacher": "teachers", **{name: name for name in own}}
     wanted = read_run(FinetuneRun, args.run, flags=flags_of(args, names))
     require(wanted, "recording", "out")
     file = RecordingFile(path=wanted.recording, stimuli=wanted.stimuli, rate_hz=wanted.rate_hz)
     out, recording, machine = Path(wanted.out), file.open(), wanted.machine.accelerator()
     split = split_of(recording, wanted)
+    teachers = load_teachers([Path(path) for path in wanted.teachers], recording=file, split=split)
     if machine.rank == 0:
         write_run(wanted, out / RUN_FILE)
     with shown(machine, out=out, tensorboard=wanted.tensorboard, threads=wanted.machine.threads) as report:
@@ -63,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
             pretrained=Path(wanted.pretrained) if wanted.pretrained else None,
             checkpoints=out / "checkpoints",
             accelerator=machine,
+            teachers=teachers,
         )
     if machine.rank > 0:
         return 0

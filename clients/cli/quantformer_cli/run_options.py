@@ -24,7 +24,7 @@ def add_run_options(parser: Parser, *, out: str, trains: bool = True, devices: b
     parser.add_argument("--out", type=Path, metavar="DIR", help=out)
     if not trains:
         return
-    parser.add_argument("--preset", choices=("small", "paper"), help="size and schedule of the network (default small)")
+    parser.add_argument("--preset", choices=("small", "live", "paper"), help="size and schedule of the network (default small)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads a process on the CPU (default 1)")
     if not devices:
         return
