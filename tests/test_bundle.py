@@ -167,6 +167,7 @@ MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "newer": (lambda m: m.update(schema=SCHEMA + 1), rf"schema {SCHEMA + 1}, this software reads up to {SCHEMA}: update"),
     "schema 0": (lambda m: m.update(schema=0), f"schema 0, this software reads {OLDEST_SCHEMA} to {SCHEMA}: export"),
     "schema before the level": (lambda m: m.update(schema=1), "schema 1, .*: export the bundle again"),
+    "schema before the rate": (lambda m: m.update(schema=2), "schema 2, .*: export the bundle again"),
     "negative schema": (lambda m: m.update(schema=-3), "schema -3"),
     "huge schema": (lambda m: m.update(schema=10**30), "update quantformer"),
     "schema of text": (lambda m: m.update(schema="1"), "damaged or foreign"),
@@ -214,7 +215,7 @@ def test_what_is_changed_on_purpose_and_allowed_is_read(copy: Path, bundle: Bund
     assert found.hash != bundle.hash
 
 
-@pytest.mark.parametrize("opening", [b"[", b'{"a":', b'{"format":"quantformer-bundle","schema":2,"metrics":['])
+@pytest.mark.parametrize("opening", [b"[", b'{"a":', b'{"format":"quantformer-bundle","schema":3,"metrics":['])
 def test_json_nested_without_end_is_refused(copy: Path, opening: bytes) -> None:
     (copy / MANIFEST).write_bytes(opening * 200_000)
     with pytest.raises(BundleError, match="manifest"):
@@ -328,7 +329,7 @@ def test_neurons_come_in_the_order_asked(bundle: Bundle) -> None:
     np.testing.assert_array_equal(learned, bundle.vectors.neuron[[7, 2]])
     width = bundle.vectors.tuning.shape[2]
     for task in range(2):
-        np.testing.assert_array_equal(found.vectors[:, task, 16:].reshape(2, 9, width), bundle.vectors.tuning[[7, 2]])
+        np.testing.assert_array_equal(found.vectors[:, task, 16:].reshape(2, 10, width), bundle.vectors.tuning[[7, 2]])
     assert bundle.neurons([], unknown="refuse").vectors.shape[0] == 0
 
 

@@ -54,8 +54,9 @@ def test_an_extended_bundle_keeps_the_network_and_learns_the_new_tuning(tiny_bun
     assert new.manifest.provenance["extended_from"] == old.hash
     d = new.manifest.d
     features = {angle: new.stimulus(f"dir={angle:03d}")[0, d:] for angle in (0, 90)}
+    width = features[0].size  # the second quantity is the rate at a stimulus
     rate = {
-        (neuron, angle): float(rows.vectors[neuron, 0, d : d + features[angle].size] @ features[angle])
+        (neuron, angle): float(rows.vectors[neuron, 0, d + width : d + 2 * width] @ features[angle])
         for neuron in (0, 1)
         for angle in (0, 90)
     }

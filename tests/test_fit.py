@@ -55,7 +55,7 @@ def test_every_part_is_there() -> None:
     assert set(made.real) == set(made.pseudo) == {"train", "validation", "test"}
     assert all(trials.valid.any() for trials in made.real.values())
     assert made.model.forecaster.config == PRESETS["small"]
-    assert made.tuning.neuron.shape == (4, 9, made.vocabulary.recipe.tuning_width + 4)
+    assert made.tuning.neuron.shape == (4, 10, made.vocabulary.recipe.tuning_width + 4)
     assert 0.0 < made.calibrated.thresholds["default"] < 1.0
     answer = made.model.predict(made.source(made.real["test"]).at_lead(0))
     assert np.isfinite(answer.logit).all()

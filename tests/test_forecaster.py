@@ -132,7 +132,7 @@ def seen_by(shortcut: Shortcut, *given: Tensor) -> Tensor:
 
 
 def test_the_shortcuts_see_what_simple_baselines_use() -> None:
-    """Bins, deviation and last frames; the level; for a response the tuning, for a logit the log-odds of its rate alone."""
+    """Bins, deviation and last frames; the level; for a response the tuning, for a logit the log-odds of its rates alone."""
     baseline, tuning = torch.randn(4, 96).double(), torch.rand(4, TUNING_QUANTITIES).double()
     level = torch.randn(4, LEVEL_QUANTITIES).double()
     plain = torch.cat(
@@ -147,7 +147,7 @@ def test_the_shortcuts_see_what_simple_baselines_use() -> None:
     torch.testing.assert_close(response, torch.cat([plain, level, tuning], dim=1), atol=1e-4, rtol=1e-5)
     signed = torch.where(plain < 0, -torch.log(1 - plain), torch.log(1 + plain.clamp_min(0)))
     activation = seen_by(ActivationShortcut().double(), baseline, tuning, level)
-    expected = torch.cat([plain, signed, level, torch.logit(tuning[:, :1])], dim=1)
+    expected = torch.cat([plain, signed, level, torch.logit(tuning[:, :2])], dim=1)
     torch.testing.assert_close(activation, expected, atol=1e-4, rtol=1e-5)
 
 
@@ -156,8 +156,9 @@ def test_a_rate_that_a_regression_puts_outside_its_range_has_finite_log_odds(rat
     tuning, level = torch.full((1, TUNING_QUANTITIES), rate), torch.zeros(1, LEVEL_QUANTITIES)
     known = known_beforehand(tuning, level)
     assert known.shape == (1, KNOWN_QUANTITIES)
-    assert known[0, LEVEL_QUANTITIES].item() == pytest.approx(math.log(taken / (1 - taken)), abs=1e-5)
-    assert torch.equal(known[:, LEVEL_QUANTITIES + 1 :], tuning)
+    for place in (LEVEL_QUANTITIES, LEVEL_QUANTITIES + 1):
+        assert known[0, place].item() == pytest.approx(math.log(taken / (1 - taken)), abs=1e-5)
+    assert torch.equal(known[:, LEVEL_QUANTITIES + 2 :], tuning)
 
 
 def test_each_response_patch_is_told_its_own_bins(forecaster: Forecaster) -> None:
@@ -166,7 +167,7 @@ def test_each_response_patch_is_told_its_own_bins(forecaster: Forecaster) -> Non
     tuning = torch.arange(float(TUNING_QUANTITIES))[None]
     forecaster.response(torch.zeros(1, 96), torch.zeros(1, 16), torch.zeros(1, 16), tuning, torch.zeros(1, LEVEL_QUANTITIES))
     handle.remove()
-    assert seen[0].tolist() == [[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]]]
+    assert seen[0].tolist() == [[[2.0, 3.0], [4.0, 5.0], [6.0, 7.0], [8.0, 9.0]]]
     assert TUNING_BINS == 8
 
 

@@ -103,7 +103,7 @@ def test_a_prediction_is_what_its_parts_say(sources: Sources) -> None:
     encoder = activation.encoder
     with torch.no_grad():
         neuron = tokens.unknown + tokens.offset[rows.neuron]
-        odds = torch.logit(rows.tuning[:, :1].clamp(0.005, 0.995))
+        odds = torch.logit(rows.tuning[:, :2].clamp(0.005, 0.995))
         told = torch.cat([rows.level, odds, rows.tuning], dim=1)
         known = told @ activation.known.weight.T + activation.known.bias
         stimulus = rows.features @ tokens.weight + tokens.stimulus_offset[rows.stimulus] + known
@@ -111,7 +111,7 @@ def test_a_prediction_is_what_its_parts_say(sources: Sources) -> None:
         assert patches.shape[1] == 6
         masks = []
         for patch in range(4):
-            bins = rows.tuning[:, 1:].reshape(len(rows), 4, -1)[:, patch]
+            bins = rows.tuning[:, 2:].reshape(len(rows), 4, -1)[:, patch]
             masks.append(encoder.mask_token + encoder.embedding.position[6 + patch] + response.bin_tuning(bins))
         sequence = [activation.cls_token.expand(len(rows), -1), neuron, stimulus, *patches.unbind(1), *masks]
         assert len(sequence) == 3 + 6 + 4

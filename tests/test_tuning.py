@@ -32,7 +32,7 @@ NONE = np.zeros(4, bool)
 
 def test_coefficients_are_ridge_towards_the_population() -> None:
     p = problem()
-    population = np.random.default_rng(1).normal(size=(9, 4))
+    population = np.random.default_rng(1).normal(size=(10, 4))
     found = tune_neurons(p["features"], p["values"], p["valid"], population=population, constant=NONE, strength=3.0)
     for k in range(3):
         rows = p["valid"][:, k]
@@ -40,31 +40,44 @@ def test_coefficients_are_ridge_towards_the_population() -> None:
         for q in range(9):
             # Minimises |y - x b|^2 + 3 |b - population|^2: the same as three extra rows of data.
             stacked = np.vstack([x, np.sqrt(3.0) * np.eye(4)])
-            target = np.concatenate([p["values"][rows, k, q], np.sqrt(3.0) * population[q]])
+            target = np.concatenate([p["values"][rows, k, q], np.sqrt(3.0) * population[1 + q]])
             expected = np.linalg.lstsq(stacked, target, rcond=None)[0]
-            np.testing.assert_allclose(found[k, q], expected, rtol=1e-8, atol=1e-10)
+            np.testing.assert_allclose(found[k, 1 + q], expected, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("strength", [0.3, 3.0, 300.0])
 def test_a_neurons_own_mean_is_pulled_by_one_trial_at_most(strength: float) -> None:
     p, constant = problem(), np.array([False, True, False, False])
     p["features"][:, 1] = 1.0
-    population = np.random.default_rng(1).normal(size=(9, 4))
+    population = np.random.default_rng(1).normal(size=(10, 4))
     found = tune_neurons(
         p["features"], p["values"], p["valid"], population=population, constant=constant, strength=strength
     )
     rows = p["valid"][:, 0]
     pull = np.sqrt([strength, min(strength, 1.0), strength, strength])
     stacked = np.vstack([p["features"][rows].astype(np.float64), np.diag(pull)])
-    target = np.concatenate([p["values"][rows, 0, 5], pull * population[5]])
-    np.testing.assert_allclose(found[0, 5], np.linalg.lstsq(stacked, target, rcond=None)[0], rtol=1e-8, atol=1e-10)
+    target = np.concatenate([p["values"][rows, 0, 5], pull * population[6]])
+    np.testing.assert_allclose(found[0, 6], np.linalg.lstsq(stacked, target, rcond=None)[0], rtol=1e-8, atol=1e-10)
+
+
+def test_the_first_quantity_is_the_rate_whatever_the_stimulus() -> None:
+    p, constant = problem(), np.array([False, True, False, False])
+    p["features"][:, 1] = 1.0
+    tuning = fit_tuning(
+        p["features"], p["values"], p["valid"], p["block"], constant=constant, judged=np.ones(80, bool)
+    )
+    assert not tuning.neuron[:, 0][:, ~constant].any()
+    for k in range(3):
+        rates = p["values"][p["valid"][:, k], k, 0]
+        expected = (rates.sum() + tuning.population[0, 1]) / (len(rates) + 1.0)
+        assert tuning.neuron[k, 0, 1] == pytest.approx(expected, rel=1e-9), "pulled by one trial"
 
 
 def test_much_data_finds_the_truth_and_no_data_the_population() -> None:
     p = problem(n=2000)
     p["valid"][:, 2] = False
     tuning = fit_tuning(p["features"], p["values"], p["valid"], p["block"], constant=NONE, judged=np.ones(2000, bool))
-    np.testing.assert_allclose(tuning.neuron[:2], p["truth"][:2], atol=0.06)
+    np.testing.assert_allclose(tuning.neuron[:2, 1:], p["truth"][:2], atol=0.06)
     np.testing.assert_allclose(tuning.neuron[2], tuning.population, atol=1e-12)
 
 
@@ -87,7 +100,7 @@ def test_the_strength_has_the_smallest_out_of_fold_error_on_the_judged_rows() ->
     errors = []
     for strength in STRENGTHS:
         neuron, _ = out_of_fold(p["features"], p["values"], p["valid"], p["block"], constant=NONE, strength=strength)
-        errors.append(np.square(neuron - p["values"])[p["valid"] & judged[:, None]].mean())
+        errors.append(np.square(neuron[..., 1:] - p["values"])[p["valid"] & judged[:, None]].mean())
     tuning = fit_tuning(p["features"], p["values"], p["valid"], p["block"], constant=NONE, judged=judged)
     assert tuning.strength == STRENGTHS[int(np.argmin(errors))]
     everything = fit_tuning(p["features"], p["values"], p["valid"], p["block"], constant=NONE, judged=np.ones(40, bool))
@@ -218,6 +231,6 @@ def test_neurons_that_share_a_gram_matrix_get_what_each_would_get_alone(
     )
     for k in range(7):
         x = p["features"][valid[:, k]].astype(np.float64)
-        left = p["values"][valid[:, k], k] - x @ found.population.T
-        alone = found.population + np.linalg.solve(x.T @ x + strength * np.eye(4), x.T @ left).T
-        np.testing.assert_allclose(coefficients[k], alone, rtol=1e-7, atol=1e-9)
+        left = p["values"][valid[:, k], k] - x @ found.population[1:].T
+        alone = found.population[1:] + np.linalg.solve(x.T @ x + strength * np.eye(4), x.T @ left).T
+        np.testing.assert_allclose(coefficients[k, 1:], alone, rtol=1e-7, atol=1e-9)

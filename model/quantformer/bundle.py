@@ -37,8 +37,8 @@ LARGEST_FILE = 2 << 30
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Vectors:
     """What the graph is given. Learned: ``neuron`` float32 ``(n, 2, d)``, ``unknown`` ``(2, d)``, ``stimulus_weight``
-    ``(width, 2, d)``, ``stimulus_id`` ``(ids, 2, d)``. Regressed: ``tuning`` ``(n, 9, tuning features)`` and
-    ``population_tuning`` ``(9, tuning features)``. Per neuron, in fluorescence units, ``f0_minimum`` (below it a
+    ``(width, 2, d)``, ``stimulus_id`` ``(ids, 2, d)``. Regressed: ``tuning`` ``(n, 10, tuning features)`` and
+    ``population_tuning`` ``(10, tuning features)``. Per neuron, in fluorescence units, ``f0_minimum`` (below it a
     window is rejected), ``usual_f0`` (the median in training), and ``f0_range`` ``(n, 2)`` and ``noise_range`` ``(n, 2)`` as
     training saw them.
     """
@@ -59,7 +59,7 @@ class Vectors:
         return dict(vars(self))
 
     def of_neurons(self, rows: NDArray[np.intp]) -> NDArray[np.float32]:
-        """The graph's ``neuron`` input ``(len(rows), 2, d + 9 F)``; -1 is the unknown neuron with the mean tuning."""
+        """The graph's ``neuron`` input ``(len(rows), 2, d + 10 F)``; -1 is the unknown neuron with the mean tuning."""
         known = (rows >= 0)[:, None, None]
         learned = np.where(known, self.neuron[rows], self.unknown)
         tuning = np.where(known, self.tuning[rows], self.population_tuning)

@@ -10,13 +10,14 @@ from types import MappingProxyType
 
 from quantformer.errors import UsageError
 
-#: What is known of a neuron and stimulus beforehand: the rate of active responses, and mean dF/F in bins of the response.
-TUNING_BINS = 8
-TUNING_QUANTITIES = 1 + TUNING_BINS
+#: What is known of a neuron and stimulus beforehand: the rate of active responses after any stimulus of the category and after
+#: this one, and mean dF/F in bins of the response.
+TUNING_RATES, TUNING_BINS = 2, 8
+TUNING_QUANTITIES = TUNING_RATES + TUNING_BINS
 #: How F0 stands against the neuron's usual fluorescence: `quantformer.signal.f0_level`.
 LEVEL_QUANTITIES = 2
-#: Both, and the log-odds of the rate.
-KNOWN_QUANTITIES = LEVEL_QUANTITIES + 1 + TUNING_QUANTITIES
+#: Both, and the log-odds of the rates.
+KNOWN_QUANTITIES = LEVEL_QUANTITIES + TUNING_RATES + TUNING_QUANTITIES
 #: Bins in which the network's summary of a baseline is told.
 BASELINE_BINS = 8
 #: The bins, the standard deviation and the end.

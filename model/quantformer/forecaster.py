@@ -25,6 +25,7 @@ from quantformer.config import (
     SUMMARY_QUANTITIES,
     TUNING_BINS,
     TUNING_QUANTITIES,
+    TUNING_RATES,
     ModelConfig,
 )
 from quantformer.patches import from_patches, to_patches
@@ -52,11 +53,11 @@ def summary(baseline: Tensor) -> Tensor:
 
 
 def known_beforehand(tuning: Tensor, level: Tensor) -> Tensor:
-    """``[B, KNOWN_QUANTITIES]``: level, log-odds of the rate that tuning expects, and tuning.
+    """``[B, KNOWN_QUANTITIES]``: level, log-odds of the rates that tuning expects, and tuning.
 
-    Tuning is linear, so its rate may leave [0, 1]; and a rate is far from linear in the logit that it calls for.
+    Tuning is linear, so a rate may leave [0, 1]; and a rate is far from linear in the logit that it calls for.
     """
-    rate = tuning[:, :1].clamp(RATE_FLOOR, 1.0 - RATE_FLOOR)
+    rate = tuning[:, :TUNING_RATES].clamp(RATE_FLOOR, 1.0 - RATE_FLOOR)
     return torch.cat([level, torch.log(rate / (1.0 - rate)), tuning], dim=1)
 
 
@@ -84,18 +85,18 @@ class Shortcut(nn.Module):
 
 
 class ActivationShortcut(Shortcut):
-    """To a logit. Of the tuning only the rate, as log-odds: its bins cost a regression on a few hundred trials more than
+    """To a logit. Of the tuning only the rates, as log-odds: its bins cost a regression on a few hundred trials more than
     they tell it. The summary also as signed logarithm: a transient twice as high does not fall back twice as surely.
     """
 
     def __init__(self) -> None:
-        super().__init__(2 * SUMMARY_QUANTITIES + LEVEL_QUANTITIES + 1, 1)
+        super().__init__(2 * SUMMARY_QUANTITIES + LEVEL_QUANTITIES + TUNING_RATES, 1)
 
     @staticmethod
     def inputs(baseline: Tensor, tuning: Tensor, level: Tensor) -> Tensor:
-        """``[B, 23]``."""
+        """``[B, 24]``."""
         plain = summary(baseline)
-        odds = known_beforehand(tuning, level)[:, : LEVEL_QUANTITIES + 1]
+        odds = known_beforehand(tuning, level)[:, : LEVEL_QUANTITIES + TUNING_RATES]
         return torch.cat([plain, plain.sign() * torch.log1p(plain.abs()), odds], dim=1)
 
 
@@ -107,7 +108,7 @@ class ResponseShortcut(Shortcut):
 
     @staticmethod
     def inputs(baseline: Tensor, tuning: Tensor, level: Tensor) -> Tensor:
-        """``[B, 21]``."""
+        """``[B, 22]``."""
         return torch.cat([summary(baseline), level, tuning], dim=1)
 
 
@@ -169,7 +170,7 @@ class ResponseNetwork(nn.Module):
         stimulus = stimulus + self.known(known_beforehand(tuning, level))
         tokens = embedding(to_patches(baseline, patch_frames=self.config.patch_frames))
         # Each response patch is told the mean response in its own bins.
-        bins = tuning[:, 1:].reshape(tuning.shape[0], self.config.response_patches, -1)
+        bins = tuning[:, TUNING_RATES:].reshape(tuning.shape[0], self.config.response_patches, -1)
         masks = self.encoder.mask_token + embedding.position[self.config.baseline_patches :] + self.bin_tuning(bins)
         sequence = torch.cat([neuron[:, None], stimulus[:, None], tokens, masks], dim=1)
         encoded = self.encoder.transformer(sequence)[:, 2:]

@@ -12,10 +12,10 @@ from quantformer.errors import BundleError, SignalError
 from quantformer.signal import SignalRecipe
 from quantformer.vocabulary import StimulusRecipe
 
-#: Number of the manifest's schema; newer ones are refused. Schema 1 lacked the neurons' usual fluorescence, which its graph
-#: did not ask for either: such a bundle has to be exported again.
-SCHEMA = 2
-OLDEST_SCHEMA = 2
+#: Number of the manifest's schema; newer ones are refused. Schema 1 lacked the neurons' usual fluorescence, schema 2 their rate
+#: whatever the stimulus, which their graphs did not ask for either: such a bundle has to be exported again.
+SCHEMA = 3
+OLDEST_SCHEMA = 3
 FORMAT: Final = "quantformer-bundle"
 
 _Positive = Annotated[float, msgspec.Meta(gt=0)]

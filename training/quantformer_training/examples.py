@@ -57,7 +57,7 @@ class Vocabulary:
 class Examples:
     """Rows for the networks. ``baseline`` ``[B, 96]`` and ``trace`` ``[B, 160]`` (baseline without lead or gaps, and
     response) are dF/F over the signal scale; ``response`` ``[B, 64]`` is dF/F; ``level`` ``[B, 2]`` is `f0_level` of the
-    baseline as given, zero for an unknown neuron; ``tuning`` ``[B, 9]`` is what is known of the neuron and stimulus,
+    baseline as given, zero for an unknown neuron; ``tuning`` ``[B, 10]`` is what is known of the neuron and stimulus,
     ``population_tuning`` of the mean neuron; ``moment`` indexes the trials' moments.
     """
 
@@ -97,7 +97,7 @@ class Examples:
 class ExampleSource:
     """Examples of the trials of one recording; a reader, its trials and the vocabulary, kept together.
 
-    ``tuning`` is ``(n, neurons, 9)`` and ``(n, 9)``: out of fold for trials that the tuning was fitted on.
+    ``tuning`` is ``(n, neurons, 10)`` and ``(n, 10)``: out of fold for trials that the tuning was fitted on.
     """
 
     def __init__(

@@ -95,7 +95,7 @@ class IndexedPart:
     """Trials of one session with what the networks are told of them.
 
     ``neuron`` int64 ``(neurons,)`` and ``stimulus`` int64 ``(n,)`` are rows of the vocabulary; ``features`` ``(n, width)``;
-    ``tuning`` ``(n, neurons, 9)`` and ``population_tuning`` ``(n, 9)`` as in `Examples`.
+    ``tuning`` ``(n, neurons, 10)`` and ``population_tuning`` ``(n, 10)`` as in `Examples`.
     """
 
     trials: IndexedTrials

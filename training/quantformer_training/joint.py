@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from quantformer.config import TUNING_RATES
 from quantformer.forecaster import Forecaster, ResponseAnswer, known_beforehand
 from quantformer.losses import activation_loss
 from quantformer.patches import from_patches, to_patches
@@ -55,7 +56,7 @@ class JointModel(nn.Module):
         stimulus = self.tokens.stimulus(rows.features, rows.stimulus) + known
         told = torch.stack([activation.cls_token.expand_as(neuron), neuron, stimulus], dim=1)
         patches = encoder.embedding(to_patches(rows.baseline, patch_frames=config.patch_frames))
-        bins = rows.tuning[:, 1:].reshape(len(rows), config.response_patches, -1)
+        bins = rows.tuning[:, TUNING_RATES:].reshape(len(rows), config.response_patches, -1)
         masks = encoder.mask_token + encoder.embedding.position[config.baseline_patches :] + response.bin_tuning(bins)
         encoded = encoder.transformer(torch.cat([told, patches, masks], dim=1))
         logit = activation.head(encoded[:, 0]) + activation.shortcut(rows.baseline, rows.tuning, rows.level)

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from quantformer.autoencoder import Autoencoder
-from quantformer.config import ModelConfig
+from quantformer.config import TUNING_QUANTITIES, ModelConfig
 from quantformer.labels import LabelRule
 from quantformer.recording import Provenance, Recording, StimulusTable
 from quantformer.signal import SignalRecipe
@@ -302,7 +302,7 @@ def made_sources(directory: Path, *, rows: int) -> tuple[Vocabulary, dict[str, I
     def source(moments: Moments, part: str) -> IndexedSource:
         trials = reader.read(moments, part=part)
         kept = trials.moments
-        known: NDArray[np.float32] = np.zeros((*trials.valid.shape, 9), np.float32)
+        known: NDArray[np.float32] = np.zeros((*trials.valid.shape, TUNING_QUANTITIES), np.float32)
         indexed = IndexedPart(
             trials=trials, neuron=np.arange(recording.neurons), stimulus=vocabulary.id_rows(kept),
             features=vocabulary.encoded(kept), tuning=known, population_tuning=known[:, 0].copy(),

@@ -26,8 +26,8 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tuning:
-    """Coefficients ``(neurons, 9, features)``, those of the mean neuron ``(9, features)``, and the strength of the
-    pull towards them that out-of-fold error chose.
+    """Coefficients ``(neurons, 10, features)``, those of the mean neuron ``(10, features)``, and the strength of the
+    pull towards them that out-of-fold error chose. The first quantity is the neuron's rate whatever the stimulus.
     """
 
     neuron: Floats
@@ -35,11 +35,11 @@ class Tuning:
     strength: float
 
     def of(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Expected quantities ``(n, neurons, 9)`` after stimuli with tuning features ``(n, features)``."""
+        """Expected quantities ``(n, neurons, 10)`` after stimuli with tuning features ``(n, features)``."""
         return np.asarray(np.einsum("nf,kqf->nkq", features, self.neuron), np.float32)
 
     def of_population(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The mean neuron's ``(n, 9)``."""
+        """The mean neuron's ``(n, 10)``."""
         return np.asarray(features @ self.population.T, np.float32)
 
 
@@ -71,10 +71,10 @@ def fit_tuning(
     errors = np.zeros(len(STRENGTHS))
     for out, rest in _folds(features, values, valid, block, constant=constant):
         for number, strength in enumerate(STRENGTHS):
-            made = np.einsum("nf,kqf->nkq", features[out], rest.neurons(strength))
+            made = np.einsum("nf,kqf->nkq", features[out], rest.tuned.neurons(strength))
             errors[number] += float(np.square(made - values[out])[counted[out]].sum())
     strength = STRENGTHS[int(np.argmin(errors))]
-    whole = _Normal.of(features, values, valid, constant=constant)
+    whole = _Regressed.of(features, values, valid, constant=constant)
     return Tuning(neuron=whole.neurons(strength), population=whole.population, strength=strength)
 
 
@@ -91,7 +91,9 @@ def out_of_fold(
 
     Without this the network would learn to trust numbers that contain the answer.
     """
-    neuron, population = np.zeros(values.shape, np.float32), np.zeros((len(values), values.shape[2]), np.float32)
+    width = 1 + values.shape[2]
+    neuron = np.zeros((*values.shape[:2], width), np.float32)
+    population = np.zeros((len(values), width), np.float32)
     for out, rest in _folds(features, values, valid, block, constant=constant):
         neuron[out] = np.einsum("nf,kqf->nkq", features[out], rest.neurons(strength))
         population[out] = features[out] @ rest.population.T
@@ -107,8 +109,52 @@ def tune_neurons(
     constant: NDArray[np.bool_],
     strength: float,
 ) -> Floats:
-    """Coefficients ``(neurons, 9, features)`` of neurons whose trials are these, pulled towards ``population``."""
-    return _Normal.around(features, values, valid, population=population, constant=constant).neurons(strength)
+    """Coefficients ``(neurons, 10, features)`` of neurons whose trials are these, pulled towards ``population``."""
+    return _Regressed.around(features, values, valid, population=population, constant=constant).neurons(strength)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Regressed:
+    """Two regressions of every neuron: its rate on the constants alone, and every quantity on all features.
+
+    A rate at one stimulus is known from a few trials, the rate over all stimuli from many; a logit wants both.
+    """
+
+    rate: _Normal
+    tuned: _Normal
+
+    @classmethod
+    def of(
+        cls, features: NDArray[np.float32], values: Floats, valid: NDArray[np.bool_], *, constant: NDArray[np.bool_]
+    ) -> _Regressed:
+        return cls(
+            rate=_Normal.of(features * constant, values[..., :1], valid, constant=constant),
+            tuned=_Normal.of(features, values, valid, constant=constant),
+        )
+
+    @classmethod
+    def around(
+        cls,
+        features: NDArray[np.float32],
+        values: Floats,
+        valid: NDArray[np.bool_],
+        *,
+        population: Floats,
+        constant: NDArray[np.bool_],
+    ) -> _Regressed:
+        rate = _Normal.around(
+            features * constant, values[..., :1], valid, population=population[:1], constant=constant
+        )
+        return cls(
+            rate=rate, tuned=_Normal.around(features, values, valid, population=population[1:], constant=constant)
+        )
+
+    @property
+    def population(self) -> Floats:
+        return np.concatenate([self.rate.population, self.tuned.population])
+
+    def neurons(self, strength: float) -> Floats:
+        return np.concatenate([self.rate.neurons(strength), self.tuned.neurons(strength)], axis=1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -175,10 +221,10 @@ def _folds(
     block: NDArray[np.int64],
     *,
     constant: NDArray[np.bool_],
-) -> Iterator[tuple[NDArray[np.bool_], _Normal]]:
-    """Rows left out, and the regression on the others, fold by fold; a presentation's rows are left out together."""
+) -> Iterator[tuple[NDArray[np.bool_], _Regressed]]:
+    """Rows left out, and the regressions on the others, fold by fold; a presentation's rows are left out together."""
     blocks, which = np.unique(block, return_inverse=True)
     fold = which.reshape(-1) % min(FOLDS, len(blocks))
     for number in range(int(fold.max()) + 1):
         out = fold == number
-        yield out, _Normal.of(features[~out], values[~out], valid[~out], constant=constant)
+        yield out, _Regressed.of(features[~out], values[~out], valid[~out], constant=constant)
