@@ -55,9 +55,9 @@ class Decoder(nn.Module):
         self.transformer = Transformer(config)
         self.project = nn.Linear(config.d, config.patch_frames)
 
-    def forward(self, code_vectors: Tensor) -> Tensor:
-        """Decode all patches of a trial."""
-        decoded: Tensor = self.project(self.transformer(code_vectors + self.position))
+    def forward(self, code_vectors: Tensor, read: slice = slice(None)) -> Tensor:
+        """Decode the patches ``read`` of a trial."""
+        decoded: Tensor = self.project(self.transformer(code_vectors + self.position, read))
         return decoded
 
 
@@ -108,6 +108,6 @@ class FrozenAutoencoder(nn.Module):
         codes: Tensor = self.codebook(self.encoder(to_patches(trace, patch_frames=patch_frames)))
         return codes
 
-    def decode(self, code_vectors: Tensor) -> Tensor:
-        """Traces ``[B, frames]`` of code vectors ``[B, P, d]``."""
-        return from_patches(self.decoder(code_vectors))
+    def decode(self, code_vectors: Tensor, read: slice = slice(None)) -> Tensor:
+        """Traces ``[B, frames]`` of the patches ``read``, from the code vectors ``[B, P, d]`` of all."""
+        return from_patches(self.decoder(code_vectors, read))

@@ -115,6 +115,9 @@ class ResponseShortcut(Shortcut):
 class ActivationNetwork(nn.Module):
     """[CLS][NEURON][STIM] and the baseline's patches; a linear classifier on [CLS] (section 3.4.1)."""
 
+    #: The tokens that are read of the encoder's output: [CLS].
+    READ: Final = slice(1)
+
     def __init__(self, config: ModelConfig, *, encoder: Encoder) -> None:
         super().__init__()
         self.config = config
@@ -130,7 +133,8 @@ class ActivationNetwork(nn.Module):
         cls_token = self.cls_token.expand(tokens.shape[0], 1, -1)
         stimulus = stimulus + self.known(known_beforehand(tuning, level))
         sequence = torch.cat([cls_token, neuron[:, None], stimulus[:, None], tokens], dim=1)
-        logit: Tensor = (self.head(self.encoder.transformer(sequence)[:, 0]) + self.shortcut(baseline, tuning, level))[:, 0]
+        encoded = self.encoder.transformer(sequence, self.READ)[:, 0]
+        logit: Tensor = (self.head(encoded) + self.shortcut(baseline, tuning, level))[:, 0]
         return logit
 
 
@@ -149,6 +153,9 @@ class ResponseNetwork(nn.Module):
 
     The head is supervised on all ten codes, so that the baseline's codes for the decoder cost no further encoder pass.
     """
+
+    #: The tokens that are read of the encoder's output: all but [NEURON] and [STIM].
+    READ: Final = slice(2, None)
 
     def __init__(self, config: ModelConfig, *, encoder: Encoder) -> None:
         super().__init__()
@@ -173,9 +180,11 @@ class ResponseNetwork(nn.Module):
         bins = tuning[:, TUNING_RATES:].reshape(tuning.shape[0], self.config.response_patches, -1)
         masks = self.encoder.mask_token + embedding.position[self.config.baseline_patches :] + self.bin_tuning(bins)
         sequence = torch.cat([neuron[:, None], stimulus[:, None], tokens, masks], dim=1)
-        encoded = self.encoder.transformer(sequence)[:, 2:]
+        encoded = self.encoder.transformer(sequence, self.READ)
         response = from_patches(self.refine(encoded[:, self.config.baseline_patches :]))
-        return ResponseAnswer(code_logits=self.head(encoded), correction=response + self.shortcut(baseline, tuning, level))
+        return ResponseAnswer(
+            code_logits=self.head(encoded), correction=response + self.shortcut(baseline, tuning, level)
+        )
 
 
 class Forecaster(nn.Module):
@@ -206,8 +215,8 @@ class Forecaster(nn.Module):
         code vector is what keeps the squared error small.
         """
         expected = answer.code_logits.softmax(-1) @ self.teacher.codebook.codebook
-        trace = self.teacher.decode(expected)
-        return (trace[:, self.config.baseline_frames :] + answer.correction) * self.signal_scale
+        trace = self.teacher.decode(expected, slice(self.config.baseline_patches, None))
+        return (trace + answer.correction) * self.signal_scale
 
     def spread(self, answer: ResponseAnswer) -> Tensor:
         """Standard deviation ``[B]`` in dF/F of the mixture of code patches over the response."""

@@ -38,16 +38,16 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of blocks with a final norm, ``[B, P, d]`` to ``[B, P, d]``."""
+    """A stack of blocks with a final norm, ``[B, P, d]`` to the tokens ``read`` of it."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.d)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Apply all layers."""
+    def forward(self, tokens: Tensor, read: slice = slice(None)) -> Tensor:
+        """Apply all layers; ``read`` are the tokens that the caller wants."""
         for block in self.blocks:
             tokens = block(tokens)
         normed: Tensor = self.norm(tokens)
-        return normed
+        return normed[:, read]

@@ -17,6 +17,7 @@ from quantformer.config import LEVEL_QUANTITIES, TUNING_QUANTITIES, ModelConfig
 from quantformer.errors import BundleError
 from quantformer.forecaster import Forecaster, ServingGraph
 from quantformer.manifest import Parity
+from quantformer_training.lean import lean
 
 INPUTS = ("baseline", "level", "neuron", "stimulus", "row_neuron", "row_stimulus")
 OUTPUTS = ("logit", "response", "spread")
@@ -57,9 +58,9 @@ def example_inputs(
 
 
 def export_graph(forecaster: Forecaster) -> bytes:
-    """The serving graph as ONNX bytes, float32, with N, S and B dynamic."""
+    """The serving graph as ONNX bytes, float32, arranged by `lean`, with N, S and B dynamic."""
     config = forecaster.config
-    graph = ServingGraph(forecaster).eval()
+    graph = ServingGraph(lean(forecaster)).eval()
     example = example_inputs(config)
     n, s, b = (torch.export.Dim(name, min=1) for name in ("N", "S", "B"))
     # The tuning's width differs between bundles of one network, so it stays free too.
