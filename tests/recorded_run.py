@@ -60,20 +60,22 @@ def recorded(bundle: Path, directory: Path, *, token: str = "", **settings: obje
     ports = dict(zip(("zmq_port", "pub_port", "tcp_port"), free_ports(3), strict=True))
     common = {"record": directory, "token": token, **settings}
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    recorder = RecorderProcess(directory, **{**common, "zmq_port": ports["zmq_port"]})  # type: ignore[arg-type]
+    started = [RecorderProcess(directory, **{**common, "zmq_port": ports["zmq_port"]})]  # type: ignore[arg-type]
     engine = EngineProcess(bundle, **{**common, **ports})
     try:
-        assert recorder.facts.get("ready"), recorder.facts
+        assert started[0].facts.get("ready"), started[0].facts
         assert engine.facts.get("ready"), engine.facts
         client = Client(engine.endpoints["zmq"], context)
         client.ask(wire.Hello(token=token), wire.Welcome)
-        made = Recorded(directory=directory, engine=engine, recorder=recorder, client=client)
+        made = Recorded(directory=directory, engine=engine, recorder=started[0], client=client)
         wait_until(lambda: not made.recording.trouble)
         yield made
+        started.append(made.recorder)
     finally:
         context.destroy(0)
         engine.kill()
-        recorder.kill()
+        for recorder in started:
+            recorder.kill()
 
 
 def trace(frames: int, *, seed: int = 0) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from quantformer_client import wire
 from quantformer_client.wire import ErrorCode
 from quantformer_service.refusal import Refusal
-from quantformer_service.trigger import Reason, Trigger, TriggerState
+from quantformer_service.trigger import Disarmed, Reason, Trigger, TriggerState
 
 ROIS = ("a", "b", "c", "d")
 SECOND = 1_000_000_000
@@ -100,6 +100,21 @@ def test_each_reason(given_answer: wire.Answer, reason: Reason) -> None:
     assert only(trigger, given_answer) == reason
     assert trigger.fired == (reason == Reason.FIRED)
     assert sum(trigger.refused.values()) == (reason != Reason.FIRED)
+
+
+def test_the_state_says_what_disarmed_it_last() -> None:
+    trigger = Trigger(ROIS, lease=lambda: 41)
+    assert trigger.describe(now_ns=NOW).reason == ""
+    trigger.disarm()
+    assert trigger.describe(now_ns=NOW).reason == "asked"
+    trigger.arm(lease_s=1.0, now_ns=NOW)
+    assert (trigger.describe(now_ns=NOW).lease, trigger.describe(now_ns=NOW).reason) == (41, "")
+    assert trigger.expire(now_ns=NOW + SECOND)
+    assert trigger.describe(now_ns=NOW).reason == "lease"
+    trigger.disarm(Disarmed.RECORDER)
+    assert trigger.describe(now_ns=NOW).reason == "recorder"
+    trigger.stop()
+    assert trigger.describe(now_ns=NOW).reason == ""
 
 
 def test_an_ensemble_needs_k_usable_neurons_over_the_threshold() -> None:

@@ -36,6 +36,9 @@ def run(args: argparse.Namespace) -> int:
         for session in status.get("sessions", []):
             about = f"{session['subject']}, {session['rois']} ROIs, {session['state']}, trigger {session['trigger']}"
             facts[f"session {session['session']}"] = about
+        if recording := status.get("recording"):
+            told = f"{recording['file']}, {recording['acknowledged']} of {recording['records']} records on the disk"
+            facts["recording"] = told + (f"; in trouble: {recording['trouble']}" if recording["trouble"] else "")
         width = max(map(len, facts))
         for key, value in facts.items():
             print(f"{key.ljust(width)}  {value}")
