@@ -38,6 +38,8 @@ VERBS: Mapping[str, str] = {
     "serve": "run the real-time service on a bundle",
     "status": "ask a running service how it is",
     "bundle": "verify or show a bundle",
+    "recording": "verify or show recorded sessions",
+    "replay": "ask a recording's questions again and compare",
     "config": "show every setting and where it came from",
 }
 
