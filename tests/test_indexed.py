@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,13 @@ from quantformer.labels import LabelRule
 from quantformer.recording import Recording
 from quantformer.signal import SignalRecipe
 from quantformer.tokens import UNKNOWN
+from quantformer_training import indexed as module
 from quantformer_training.examples import Examples, ExampleSource
 from quantformer_training.fit import rows_of, vocabulary_of
 from quantformer_training.indexed import IndexedPart, IndexedSource, SessionReader
 from quantformer_training.splits import split_by_time
 from quantformer_training.store import StoredSession, open_session, write_session
+from quantformer_training.threads import computing_with
 from quantformer_training.trials import TrialReader, real_moments
 
 SCALE = 0.2
@@ -189,3 +192,32 @@ def test_a_recording_off_the_rate_is_refused(tmp_path: Path) -> None:
             recipe=SignalRecipe(),
             rule=LabelRule(),
         )
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_rows_are_the_same_in_pieces_and_on_several_threads(
+    both: tuple[ExampleSource, IndexedPart], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    _, other = sources(make_recording(seed=5), tmp_path / "two")
+    for parts in ((both[1],), (both[1], other)):
+        source = indexed(*parts)
+        whole = source.draw(1000, np.random.default_rng(3))
+        monkeypatch.setattr(module, "_PIECE", 32)
+        with computing_with(threads):
+            same(source.draw(1000, np.random.default_rng(3)), whole)
+        monkeypatch.undo()
+    assert not [one for one in threading.enumerate() if one.name.startswith("gathering")]
+
+
+def test_groups_that_miss_the_same_frames_are_what_each_would_be_alone(
+    both: tuple[ExampleSource, IndexedPart],
+) -> None:
+    source = indexed(both[1])
+    gaps = [np.zeros(96, bool) for _ in range(3)]
+    gaps[1][-4:] = True
+    gaps[2][[10, 40, 41]] = True
+    chosen = [gaps[number] for number in (1, 0, 2, 1, 1, 0, 2)]
+    together = source._whole(np.arange(7), missing=np.stack(chosen))[0]
+    for place, missing in enumerate(chosen):
+        alone = source._whole(np.array([place]), missing=missing[None])[0]
+        same(alone, together.select(torch.arange(3 * place, 3 * place + 3)))

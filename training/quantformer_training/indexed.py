@@ -8,6 +8,7 @@ windows (27 GB) do not. Signal processing is `quantformer.signal`'s, as everywhe
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,6 +33,10 @@ from quantformer_training.tuning import quantities
 _CHUNK = 64
 #: Rows of a drawn batch that share one draw of withheld frames.
 _SHARED_GAPS = 32
+#: Threads that gather an epoch's rows, at most; never more than torch computes with.
+MOST_THREADS = 8
+#: Rows that a thread gathers at a time: few enough for its cache, and a multiple of `_SHARED_GAPS`.
+_PIECE = 256 * _SHARED_GAPS
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -136,8 +141,19 @@ class IndexedSource:
         groups = -(-len(index) // _SHARED_GAPS)
         missing = np.stack([random_missing(self.recipe, rng) for _ in range(groups)])
         rows = self._rows.select(index)
-        examples, valid = self._examples(rows, missing=missing, together=_SHARED_GAPS)
-        return examples if valid.all() else examples.select(torch.from_numpy(np.flatnonzero(valid)))
+
+        def gathered(start: int) -> Examples:
+            groups = slice(start // _SHARED_GAPS, (start + _PIECE) // _SHARED_GAPS)
+            piece = rows.select(np.arange(start, min(start + _PIECE, len(rows))))
+            examples, valid = self._examples(piece, missing=missing[groups], together=_SHARED_GAPS)
+            return examples if valid.all() else examples.select(torch.from_numpy(np.flatnonzero(valid)))
+
+        starts = range(0, len(rows), _PIECE)
+        threads = min(len(starts), torch.get_num_threads(), MOST_THREADS)
+        if threads < 2:
+            return Examples.joined([gathered(start) for start in starts])
+        with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="gathering") as pool:
+            return Examples.joined(list(pool.map(gathered, starts)))
 
     def at_lead(self, lead: int, *, most: int | None = None) -> Examples:
         """Every row, or an even choice of ``most``, with the last ``lead`` frames withheld."""
@@ -203,13 +219,17 @@ class IndexedSource:
         examples, valid = self._examples(index, missing=missing, together=self.neurons)
         return examples, torch.from_numpy(valid)
 
+    def _here(self, index: _Index, number: int) -> NDArray[np.bool_] | slice:
+        """The rows of a part; of the only one, all, without a copy."""
+        return slice(None) if len(self.parts) == 1 else index.part == number
+
     def _of(
         self, index: _Index, tables: Sequence[NDArray[Any]], *, by: Literal["moment", "neuron", "both"] = "moment"
     ) -> NDArray[Any]:
         """Each row's entry in its part's table."""
         out = np.empty((len(index), *tables[0].shape[2 if by == "both" else 1 :]), tables[0].dtype)
         for number, table in enumerate(tables):
-            here = index.part == number
+            here = self._here(index, number)
             moment, neuron = index.moment[here], index.neuron[here]
             out[here] = table[moment, neuron] if by == "both" else table[moment if by == "moment" else neuron]
         return out
@@ -219,7 +239,7 @@ class IndexedSource:
         recipe = self.recipe
         window = np.empty((len(index), recipe.window_frames), np.float32)
         for number, one in enumerate(self.parts):
-            here = index.part == number
+            here = self._here(index, number)
             start = one.trials.moments.frame[index.moment[here]] - recipe.baseline_frames
             neuron = index.neuron[here].astype(np.int64)
             window[here] = one.trials.session.windows(neuron, start, frames=recipe.window_frames)
@@ -234,13 +254,18 @@ class IndexedSource:
         given, f0_given = baseline, f0
         if missing.any():
             given, f0_given = baseline.copy(), f0.copy()
-            for group, gaps in enumerate(missing):
-                rows = slice(None) if together is None else slice(group * together, (group + 1) * together)
+            # Most groups miss nothing but one of a few leads: those that miss the same are written together.
+            kinds, kind = np.unique(missing, axis=0, return_inverse=True)
+            of_row = np.repeat(kind.ravel(), len(index) if together is None else together)[: len(index)]
+            for number, gaps in enumerate(kinds):
                 if gaps.any():
-                    held = hold_missing(before[rows].T, ~gaps)
+                    rows = np.flatnonzero(of_row == number)
+                    written = np.empty((len(rows), recipe.baseline_frames), np.float32)
                     f0_given[rows], usable = write_baseline(
-                        held, recipe=recipe, out=given[rows], f0_minimum=minimum[rows], observed=~gaps
-                    )
+                        hold_missing(before[rows].T, ~gaps), recipe=recipe, out=written, f0_minimum=minimum[rows],
+                        observed=~gaps,
+                    )  # fmt: skip
+                    given[rows] = written
                     valid[rows] &= usable
         for array in (baseline, given, response):
             array[~valid] = 0.0
@@ -264,9 +289,10 @@ class IndexedSource:
         cut = self._cut(index, missing=missing, together=together)
         scale = np.float32(self.signal_scale)
         whole = np.concatenate([cut.baseline, cut.response], axis=1)
+        # numpy's, not torch's: a thread that gathers must not begin threads of torch.
         examples = Examples(
-            baseline=torch.from_numpy(cut.given / scale).clamp(-CLIP, CLIP),
-            trace=torch.from_numpy(whole / scale).clamp(-CLIP, CLIP),
+            baseline=torch.from_numpy(np.clip(cut.given / scale, -CLIP, CLIP)),
+            trace=torch.from_numpy(np.clip(whole / scale, -CLIP, CLIP)),
             response=torch.from_numpy(cut.response),
             active=torch.from_numpy(cut.active),
             neuron=torch.from_numpy(self._of(index, [one.neuron for one in self.parts], by="neuron")),
