@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -54,16 +55,17 @@ class Ports:
 class Service:
     """A context: on entering, the service runs and is ready; on leaving, every process of it has ended.
 
-    ``log`` is the file that takes what the service writes on stderr. `status` is how it ended: 130 is a graceful end.
+    ``log`` is the file that takes what the service writes on stderr, ``flags`` are further flags of ``quantformer serve``.
+    `status` is how it ended: 130 is a graceful end.
 
     Raises:
         QuantformerError: it did not become ready; the end of its log is in the message.
     """
 
-    def __init__(self, bundle: Path, *, log: Path) -> None:
+    def __init__(self, bundle: Path, *, log: Path, flags: Sequence[str] = ()) -> None:
         self.ports = Ports.free()
         self.status: int | None = None
-        self._bundle, self._log = bundle, log
+        self._bundle, self._log, self._flags = bundle, log, flags
         self._process: subprocess.Popen[str] | None = None
         self._ready = threading.Event()
         self._file: IO[str] | None = None
@@ -77,7 +79,7 @@ class Service:
             own_group["process_group"] = 0
         self._file = self._log.open("w", encoding="utf-8")
         command = [sys.executable, "-m", __name__, "--bundle", str(self._bundle), *self.ports.flags()]
-        command += ["--host", "127.0.0.1", "--token", "", "--shutdown-s", str(_SHUTDOWN_S)]
+        command += ["--host", "127.0.0.1", "--token", "", "--shutdown-s", str(_SHUTDOWN_S), *self._flags]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._file, text=True, **own_group
         )
@@ -106,6 +108,12 @@ class Service:
             for line in process.stdout:
                 if line.startswith("ready:"):
                     self._ready.set()
+
+    @property
+    def pid(self) -> int:
+        """Of the supervisor, whose children are the service's processes."""
+        assert self._process is not None
+        return self._process.pid
 
     def tail(self) -> str:
         """The end of the service's log."""
