@@ -103,27 +103,6 @@ def test_of_equal_epochs_the_first_is_kept() -> None:
     assert train(network_of(), validations=[2.0, 1.0, 1.0, 1.0, 1.0, 1.0]).best_epoch == 1
 
 
-@pytest.mark.parametrize(("validations", "best", "run"), [([1.0, 2.0, 3.0, 4.0], -1, 2), ([3.0, 2.0, 1.0, 4.0], 1, 4)])
-def test_a_start_that_is_a_solution_is_judged_too(validations: list[float], best: int, run: int) -> None:
-    network, before = network_of(), weights(network_of())
-    told = iter([*validations, 9.0, 9.0, 9.0])
-    config = dataclasses.replace(CONFIG, epochs=5, patience=2)
-    result = run_loop(
-        stage="test", network=network, config=config, judge_start=True, validate=lambda: next(told), report=lambda _: None,
-        losses=lambda epoch: iter([network(torch.ones(1, 4)).square().mean()]),
-    )  # fmt: skip
-    assert (result.best_epoch, result.epochs_run) == (best, run)
-    assert result.best_validation == min(validations)
-    assert (weights(network) == before) == (best == -1)
-
-
-def test_a_last_fit_of_no_epoch_keeps_the_start() -> None:
-    network, before = network_of(), weights(network_of())
-    result = train(network, config=dataclasses.replace(CONFIG, stop_after=0), validations=[])
-    assert weights(network) == before
-    assert (result.best_epoch, result.epochs_run) == (-1, 0)
-
-
 def test_patience_ends_the_run_and_epochs_are_counted_as_run() -> None:
     seen: list[Progress] = []
     config = dataclasses.replace(CONFIG, epochs=20, patience=2)

@@ -20,18 +20,19 @@ from quantformer_training.examples import Examples
 from quantformer_training.finetune import ask_activation, ask_response
 from quantformer_training.warm_start import ROWS, start_shortcuts
 
-C = (0.01, 0.03, 0.1, 1.0)
+C = (0.01, 0.03, 0.1, 0.3)
 ALPHA = (10_000.0, 3000.0, 1000.0, 300.0, 100.0)
 
 
-def begun(rows: Examples) -> Forecaster:
-    """A forecaster that begins at regressions on all of the rows, each read four times."""
+def begun(rows: Examples, *, pseudo: Examples | None = None) -> Forecaster:
+    """A forecaster that begins at regressions on all of the rows, each read four times, and on ``pseudo`` at pseudo-onsets."""
     forecaster = tiny_forecaster()
     with torch.no_grad():
         # `finetune` begins with a refinement of zero.
         forecaster.response.refine.weight.zero_()
         forecaster.response.refine.bias.zero_()
-    start_shortcuts(forecaster, RandomSource(rows), seed=0)
+    beside = rows.select(torch.arange(0)) if pseudo is None else pseudo
+    start_shortcuts(forecaster, RandomSource(rows), RandomSource(beside), seed=0)
     return forecaster.eval()
 
 
@@ -92,6 +93,19 @@ def test_the_forecast_is_the_chosen_ridge_regressions(rows: Examples) -> None:
     assert sorted(off)[1] > 0.01, "penalties are told apart"
     models = [Ridge(alpha=alpha) for alpha in ALPHA]
     assert int(np.argmin(off)) == best_on_moments_left_out(models, x, target, moment, "neg_mean_squared_error")
+
+
+def test_pseudo_onsets_are_read_as_often_as_real_ones(rows: Examples) -> None:
+    beside = random_rows(80, seed=5)
+    forecaster, rng = begun(rows, pseudo=beside), np.random.default_rng(0)
+    drawn = [RandomSource(rows).draw(ROWS // 4, rng) for _ in range(4)]
+    many = Examples.joined([*drawn, RandomSource(beside).draw(4 * len(rows), rng)])
+    assert len(many) == 4 * len(rows) + len(beside), "of fewer, all"
+    x, y = inputs_of(forecaster.activation.shortcut, many), many.active.numpy()
+    with torch.no_grad():
+        logit = ask_activation(forecaster, tokens(), many).numpy()
+    off = [float(np.abs(logit - LogisticRegression(C=c, max_iter=1000).fit(x, y).decision_function(x)).max()) for c in C]
+    assert min(off) < 1e-4, f"no regression on both says this: {off}"
 
 
 def test_noise_gets_the_strongest_penalty(rows: Examples) -> None:

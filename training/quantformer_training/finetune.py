@@ -133,7 +133,7 @@ def finetune(
     )
     digest = forecaster.teacher.codebook.digest()
     tokens = (tokens_of(vocabulary, d=pretrained.config.d), tokens_of(vocabulary, d=pretrained.config.d))
-    start_shortcuts(forecaster, real, seed=config.activation.seed)
+    start_shortcuts(forecaster, real, pseudo, seed=config.activation.seed)
     machine = accelerator or Accelerator()
     # Only now: the regressions that training begins at are solved on the CPU.
     nn.ModuleList([forecaster, *tokens]).to(machine.device)

@@ -105,7 +105,7 @@ def finetune_joint(
         signal_scale=pretrained.signal_scale,
         code_patch=pretrained.code_patch,
     )
-    start_shortcuts(forecaster, real, seed=config.forecast.seed)
+    start_shortcuts(forecaster, real, pseudo, seed=config.forecast.seed)
     model = JointModel(forecaster, tokens_of(vocabulary, d=pretrained.config.d))
     held = [validation.at_lead(lead, most=config.validation_rows) for lead in VALIDATION_LEADS]
     machine = Accelerator()

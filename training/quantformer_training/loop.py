@@ -70,7 +70,7 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class LoopResult:
-    """``best_epoch`` counts from 0, -1 is the start; the network is left with that epoch's weights."""
+    """``best_epoch`` counts from 0; the network is left with that epoch's weights."""
 
     best_epoch: int
     best_validation: float
@@ -107,11 +107,8 @@ def run_loop(
     fingerprint: str = "",
     accelerator: Accelerator | None = None,
     checkpoint_s: float = CHECKPOINT_S,
-    judge_start: bool = False,
 ) -> LoopResult:
     """Train ``network`` on the losses that ``losses(epoch)`` yields, keep the epoch with the lowest ``validate()``.
-
-    With ``judge_start`` what the network is before the first epoch counts as epoch -1, for one that begins at a solution.
 
     All randomness of an epoch is drawn from ``(seed, epoch)``, and a checkpoint inside an epoch (about every
     ``checkpoint_s`` seconds) holds the state of torch's generators, so a run that resumes from ``checkpoint`` continues
@@ -149,15 +146,11 @@ def run_loop(
             if machine.rank == 0:
                 save_checkpoint(checkpoint, content, fingerprint=fingerprint)
 
-    if judge_start and state.epoch == state.step == 0:
-        network.eval()
-        with torch.no_grad():
-            state.best = machine.mean(validate())
     started, first = time.monotonic(), state.epoch
     last = config.most_epochs
     while state.epoch < last:
         epoch = state.epoch
-        if config.stop_after is None and math.isfinite(state.best) and state.best_epoch < epoch - config.patience:
+        if config.stop_after is None and 0 <= state.best_epoch < epoch - config.patience:
             break
         machine.begin(config.seed * 1_000_003 + epoch)
         network.train()
