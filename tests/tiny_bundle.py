@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,27 +18,34 @@ from quantformer.manifest import Calibration, Interval, Label, LeadSkill, Manife
 from quantformer.signal import SignalRecipe
 from quantformer.vocabulary import NOTHING, ONGOING, StimulusRecipe
 
+if TYPE_CHECKING:
+    from quantformer.forecaster import Forecaster
+
 NEURONS = tuple(f"n{i:03d}" for i in range(12))
 GRATING = "drifting_gratings"
 TINY = ModelConfig(d=16, layers=1, heads=2, codes=8, dropout=0.0)
+
+
+def random_forecaster(config: ModelConfig, *, seed: int) -> Forecaster:
+    """The network of such a bundle."""
+    import torch
+
+    from quantformer.autoencoder import Autoencoder
+    from quantformer.forecaster import Forecaster
+
+    torch.manual_seed(seed)
+    teacher = Autoencoder(config).eval().freeze()
+    patches = torch.randn(config.codes, config.patch_frames)
+    return Forecaster(config, teacher=teacher, signal_scale=0.2, code_patch=patches).eval()
 
 
 def write_tiny_bundle(
     path: Path, *, neuron_ids: tuple[str, ...] = NEURONS, seed: int = 0, config: ModelConfig = TINY
 ) -> Bundle:
     """Write a bundle for these neurons and eight gratings (ids ``dir=000`` ... ``dir=315``)."""
-    import torch
-
-    from quantformer.autoencoder import Autoencoder
-    from quantformer.forecaster import Forecaster
     from quantformer_training.export import check_parity, example_inputs, export_graph
 
-    torch.manual_seed(seed)
-    autoencoder = Autoencoder(config).eval()
-    teacher = autoencoder.freeze()
-    forecaster = Forecaster(
-        config, teacher=teacher, signal_scale=0.2, code_patch=torch.randn(config.codes, config.patch_frames)
-    )
+    forecaster = random_forecaster(config, seed=seed)
     graph = export_graph(forecaster)
     parity = check_parity(forecaster, graph, example_inputs(config))
     rng = np.random.default_rng(seed)
@@ -67,7 +75,7 @@ def write_tiny_bundle(
         precision="float32",
         d=d,
         codes=config.codes,
-        codebook_sha256=teacher.codebook.digest(),
+        codebook_sha256=forecaster.teacher.codebook.digest(),
         signal_scale=0.2,
         tuning_strength=10.0,
         signal=SignalRecipe(),

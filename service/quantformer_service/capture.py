@@ -93,7 +93,7 @@ def capture(question: Question, slot: Slot, *, window: FrameWindow, declared: De
     count = len(question.stimuli.labels)
     slot.row_neuron = np.tile(question.rois, count)
     slot.row_stimulus = np.repeat(np.arange(count), len(question.rois))
-    slot.forecast, slot.question = question.forecast, question
+    slot.forecast, slot.keep_baseline, slot.question = question.forecast, question.baseline, question
     question.first_frame, question.last_frame = first, stop - 1
     question.last_frame_s = float(stamps[-1])
     question.received_ns = window.received_ns(stop - 1)

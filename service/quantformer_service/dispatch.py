@@ -55,6 +55,7 @@ class Dispatcher:
         welcome: Callable[[], wire.Welcome],
         trouble: Callable[[], str] = str,
         number: Callable[[], int] = new_id,
+        prepare: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
         self._settings, self._bundle = settings, bundle
         self._publish, self._lose, self._status, self._welcome = publish, lose, status, welcome
@@ -62,7 +63,7 @@ class Dispatcher:
         self.counters: Counter[str] = Counter()
         #: What happened in sessions that are gone, as far as their own counters told.
         self.ended: Counter[str] = Counter()
-        self._trouble, self._number = trouble, number
+        self._trouble, self._number, self._prepare = trouble, number, prepare
         #: How many were made; the next one has the number after it.
         self.questions = 0
         #: Set by the engine: None while requests are taken, else the code and text that refuse them.
@@ -172,6 +173,8 @@ class Dispatcher:
         )
         session.used_ns = now_ns
         self.sessions[number] = session
+        # What it will most likely ask: about one stimulus, all its neurons.
+        self._prepare(declared.neurons.vectors, stimuli=1, rows=len(message.body.rois))
         self.counters["sessions_opened"] += 1
         opened = wire.Opened(
             known=declared.neurons.known.tolist(),
@@ -229,6 +232,9 @@ class Dispatcher:
         assert isinstance(message.body, wire.Standing)
         number = self.questions + 1
         session.docket.stand(message.body, number=number)
+        asked, neurons = message.body, session.declared.neurons
+        rois = len(neurons.known) if asked.rois is None else len(asked.rois)
+        self._prepare(neurons.vectors, stimuli=len(asked.stimuli), rows=rois * len(asked.stimuli))
         self.questions = number
         return Reply(body=wire.Accepted(question=number), session=session.number)
 

@@ -83,6 +83,7 @@ class Engine:
             status=self._status,
             welcome=self._welcome,
             trouble=lambda: self._tap.trouble,
+            prepare=self._inference.prepare,
         )
         self._tap = Tap(settings, epoch=self.epoch)
         self._ready: deque[tuple[Session, Question]] = deque()

@@ -35,9 +35,9 @@ class EngineSettings:
     tcp_port: int = 7413
     #: What HELLO must carry; empty: nothing. PUB cannot ask for it.
     token: str = ""
-    #: Execution provider, and CPU threads of one inference.
+    #: Execution provider, and CPU threads of one inference (0: what is fastest at the start).
     provider: Provider = "auto"
-    threads: int = 1
+    threads: int = 0
     #: Frames after which one that is missing is not waited for any more.
     reorder_frames: int = 8
     #: Sessions at a time; at that number the one idle for longest, and for more than this many s, makes way.

@@ -114,14 +114,15 @@ def gpu_gauges(state: GpuState | None) -> dict[str, float]:
     """What the GPU's sensors say, in base units; nothing where there is none."""
     if state is None:
         return {}
-    return {
-        "gpu_clock_hertz": state.clock_mhz * 1e6,
-        "gpu_clock_max_hertz": state.clock_max_mhz * 1e6,
-        "gpu_temperature_celsius": state.temperature_c,
-        "gpu_power_watts": state.power_w,
-        "gpu_memory_used_bytes": state.memory_used_bytes,
-        "gpu_throttled": len(state.throttled),
+    told = {
+        "gpu_clock_hertz": (state.clock_mhz, 1e6),
+        "gpu_clock_max_hertz": (state.clock_max_mhz, 1e6),
+        "gpu_temperature_celsius": (state.temperature_c, 1.0),
+        "gpu_power_watts": (state.power_w, 1.0),
+        "gpu_memory_used_bytes": (state.memory_used_bytes, 1.0),
+        "gpu_throttled": (len(state.throttled), 1.0),
     }
+    return {name: value * unit for name, (value, unit) in told.items() if value is not None}
 
 
 def _lines(families: Mapping[str, tuple[str, list[str]]]) -> Iterator[str]:

@@ -31,7 +31,7 @@ class Network:
     """
 
     def __init__(self, bundle: Bundle, *, provider: Provider, threads: int = 0, device: Device | None = None) -> None:
-        self._session = open_session(bundle, provider=provider)
+        self._session = open_session(bundle, provider=provider, captured=True)
         self._shape = Shape.of(bundle)
         self.provider = "cuda" if self._session.get_providers()[0] == RUNTIME_NAMES["cuda"] else "cpu"
         self._still = np.zeros((1, 2, self._shape.neuron_width), np.float32)

@@ -72,7 +72,7 @@ class Predictor:
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        self._session = open_session(bundle, provider="cpu", threads=1)
+        self._session = open_session(bundle, provider="cpu")
 
     def predict(self, asked: Predict) -> Predicted:
         """Predict.

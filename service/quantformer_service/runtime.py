@@ -10,17 +10,18 @@ from quantformer.errors import ProviderError
 Provider = Literal["auto", "cpu", "cuda"]
 #: The runtime's names of the providers.
 RUNTIME_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-#: Float32 means float32: without this the GPU rounds the factors of every product to 10 bits. Graphs are captured once a
-#: size and replayed, which leaves out the launch of some hundred kernels a frame.
-_CUDA_OPTIONS = {"use_tf32": "0", "enable_cuda_graph": "1"}
+#: Float32 means float32: with TF32 the GPU rounds the factors of every product to 10 bits.
+_CUDA_OPTIONS = {"use_tf32": "0"}
+#: Launches of some hundred kernels are captured once and replayed as one.
+_CAPTURE = {"enable_cuda_graph": "1"}
 
 
-def open_session(bundle: Bundle, *, provider: Provider, threads: int = 1) -> Any:
+def open_session(bundle: Bundle, *, provider: Provider, threads: int = 1, captured: bool = False) -> Any:
     """An onnxruntime session of the bundle's verified graph on the asked provider.
 
     ``auto`` is CUDA where the runtime lists it, else the CPU. A runtime that lists CUDA and does not run it is refused under
     ``auto`` too: a rig that silently became fifty times slower is found out too late. ``threads`` are the CPU threads of one
-    run.
+    run. ``captured``: on a GPU every run is a captured graph's, and so must be bound to tensors of fixed addresses there.
 
     Raises:
         ProviderError: the asked provider is not there, or is not the one that runs.
@@ -37,7 +38,8 @@ def open_session(bundle: Bundle, *, provider: Provider, threads: int = 1) -> Any
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     wanted = RUNTIME_NAMES[name]
-    providers: list[Any] = [wanted] if name == "cpu" else [(wanted, _CUDA_OPTIONS), RUNTIME_NAMES["cpu"]]
+    cuda = _CUDA_OPTIONS | _CAPTURE if captured else _CUDA_OPTIONS
+    providers: list[Any] = [wanted] if name == "cpu" else [(wanted, cuda), RUNTIME_NAMES["cpu"]]
     try:
         session = onnxruntime.InferenceSession(bundle.graph, sess_options=options, providers=providers)
     except Exception as error:

@@ -49,9 +49,11 @@ class Settings:
     tcp_port: int = _setting(7413, help="port of the same messages over plain TCP", low=1, high=65535)
     token: str = _setting("", help="bearer token that REST and WebSocket demand; empty: none", secret=True)
     provider: str = _setting(
-        "auto", help="execution provider; auto takes CUDA where it runs, else the CPU", choices=("auto", "cpu", "cuda")
+        "auto", help="execution provider; auto takes CUDA where onnxruntime has it", choices=("auto", "cpu", "cuda")
     )
-    threads: int = _setting(1, unit="threads", help="threads of one inference on the CPU", low=1, high=256)
+    threads: int = _setting(
+        0, unit="threads", help="threads of one inference on the CPU; 0: what is fastest at the start", low=0, high=256
+    )
     reorder_frames: int = _setting(
         8, unit="frames", help="after which one that is missing is not waited for any more", low=1, high=64
     )

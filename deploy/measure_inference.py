@@ -1,0 +1,199 @@
+"""Measure one question about every neuron: the engine's network beside PyTorch eager and a plain run of the same graph.
+
+    python deploy/measure_inference.py [--preset paper] [--neurons 241] [--stimuli 1] [--threads 2] [--rounds 20] [--json FILE]
+
+Random weights. Each is a process of its own on the same threads; by turns each answers the same question five times, and the
+others wait. A round's figure is the median of its five, a ratio is taken within a round. CPU time, of all threads, is
+disturbed least by whatever else the machine does. docs/benchmarks.md says what was found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import multiprocessing
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS = 5
+Answers = list[NDArray[np.float32]]
+Call = Callable[[], Answers]
+
+
+def made_up() -> ModuleType:
+    """The tests' bundle of random weights."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    return importlib.import_module("tiny_bundle")
+
+
+def question(path: Path, stimuli: int) -> dict[str, NDArray[Any]]:
+    """The graph's inputs: every neuron of the bundle, each of so many stimuli."""
+    from quantformer.bundle import load_bundle
+
+    bundle, rng = load_bundle(path), np.random.default_rng(0)
+    ids = bundle.manifest.neuron_ids
+    named = sorted(bundle.manifest.stimuli)
+    return {
+        "baseline": rng.normal(0, 0.2, (len(ids), bundle.recipe.baseline_frames)).astype(np.float32),
+        "level": rng.normal(0, 0.3, (len(ids), 2)).astype(np.float32),
+        "neuron": bundle.neurons(ids, unknown="refuse").vectors,
+        "stimulus": np.stack([bundle.stimulus(named[i % len(named)]) for i in range(stimuli)]),
+        "row_neuron": np.tile(np.arange(len(ids)), stimuli),
+        "row_stimulus": np.repeat(np.arange(stimuli), len(ids)),
+    }
+
+
+def eager(path: Path, preset: str, stimuli: int, threads: int) -> Call:
+    """PyTorch, eager, all rows at once."""
+    import torch
+
+    from quantformer.config import PRESETS
+    from quantformer.forecaster import ServingGraph
+
+    torch.set_num_threads(threads)
+    graph = ServingGraph(made_up().random_forecaster(PRESETS[preset], seed=0)).eval()
+    given = [torch.from_numpy(array) for array in question(path, stimuli).values()]
+
+    def call() -> Answers:
+        with torch.inference_mode():
+            return [one.numpy() for one in graph(*given)]
+
+    return call
+
+
+def plain(path: Path, preset: str, stimuli: int, threads: int) -> Call:
+    """The runtime's own run of the bundle's graph, all rows at once, on so many of its threads."""
+    from quantformer.bundle import load_bundle
+    from quantformer_service.runtime import open_session
+
+    session, given = open_session(load_bundle(path), provider="cpu", threads=threads), question(path, stimuli)
+    return lambda: list(session.run(None, given))
+
+
+def engine(path: Path, preset: str, stimuli: int, threads: int) -> Call:
+    """The engine's network: bound tensors, rows in parts, lanes."""
+    from quantformer.bundle import load_bundle
+    from quantformer_service.network import Network
+
+    network, given = Network(load_bundle(path), provider="cpu", threads=threads), question(path, stimuli)
+    population = network.place(given["neuron"])
+    asked = {name: given[name] for name in ("stimulus", "row_neuron", "row_stimulus")}
+
+    def call() -> Answers:
+        population.baseline[:] = given["baseline"]
+        population.level[:] = given["level"]
+        found = network.ask(population, **asked)
+        return [found.logit, found.response, found.spread]
+
+    return call
+
+
+COMPETITORS = {"PyTorch eager": eager, "session.run": plain, "engine": engine}
+
+
+def work(name: str, path: Path, preset: str, stimuli: int, threads: int, desk: Connection) -> None:
+    """Body of a process: answer, then for every word from the desk the ms of `RUNS` runs, by the clock and of the CPU."""
+    call = COMPETITORS[name](path, preset, stimuli, threads)
+    for _ in range(2):
+        call()
+    desk.send(call())
+    while desk.recv():
+        found = []
+        for _ in range(RUNS):
+            clock, cpu = time.perf_counter(), time.process_time()
+            call()
+            found.append((1e3 * (time.perf_counter() - clock), 1e3 * (time.process_time() - cpu)))
+        desk.send(found)
+
+
+def measure(path: Path, *, preset: str, stimuli: int, threads: int, rounds: int) -> dict[str, NDArray[np.float64]]:
+    """Of each competitor the ms ``(rounds, RUNS, 2)``, by the clock and of the CPU.
+
+    Raises:
+        SystemExit: their answers differ.
+    """
+    context = multiprocessing.get_context("spawn")
+    desks: dict[str, Connection] = {}
+    answers: dict[str, Answers] = {}
+    for name in COMPETITORS:
+        desks[name], theirs = context.Pipe()
+        context.Process(target=work, args=(name, path, preset, stimuli, threads, theirs), daemon=True).start()
+        answers[name] = desks[name].recv()
+    for name, found in answers.items():
+        for one, other in zip(found, answers["PyTorch eager"], strict=True):
+            if not np.abs(one - other).max() < 1e-4:
+                raise SystemExit(f"{name} and PyTorch differ by {np.abs(one - other).max():.1e}: nothing to compare")
+    taken: dict[str, list[object]] = {name: [] for name in COMPETITORS}
+    for turn in range(rounds):
+        for name in sorted(COMPETITORS, reverse=bool(turn % 2)):
+            desks[name].send(True)
+            taken[name].append(desks[name].recv())
+    for desk in desks.values():
+        desk.send(False)
+    return {name: np.array(found, np.float64) for name, found in taken.items()}
+
+
+def table(taken: dict[str, NDArray[np.float64]], *, title: str) -> Table:
+    """One row a competitor."""
+    made = Table(title=title)
+    for name in ("", "ms, p50", "least", "p99", "CPU ms, p50", "PyTorch / it, p50", "quartiles", "of CPU time"):
+        made.add_column(name, justify="left" if not name else "right")
+    first = np.median(taken["PyTorch eager"], axis=1)
+    for name, ms in taken.items():
+        ratio, of_cpu = (first / np.median(ms, axis=1)).T
+        low, high = np.percentile(ratio, [25, 75])
+        clock, cpu = ms[..., 0], ms[..., 1]
+        made.add_row(
+            name, f"{np.median(clock):.1f}", f"{clock.min():.1f}", f"{np.percentile(clock, 99):.1f}", f"{np.median(cpu):.1f}",
+            f"{np.median(ratio):.2f}", f"{low:.2f} to {high:.2f}", f"{np.median(of_cpu):.2f}",
+        )  # fmt: skip
+    return made
+
+
+def main() -> None:
+    """Measure and print; with ``--json`` also write every run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="paper")
+    parser.add_argument("--neurons", type=int, default=241)
+    parser.add_argument("--stimuli", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each (default: all, %(default)s)")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--json", type=Path, help="file to write")
+    asked = parser.parse_args()
+    from quantformer.config import PRESETS
+
+    console = Console()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bundle"
+        ids = tuple(f"n{i:05d}" for i in range(asked.neurons))
+        made_up().write_tiny_bundle(path, neuron_ids=ids, config=PRESETS[asked.preset])
+        load = os.getloadavg()[0]
+        taken = measure(
+            path, preset=asked.preset, stimuli=asked.stimuli, threads=asked.threads, rounds=asked.rounds
+        )  # fmt: skip
+    console.print(
+        f"{platform.machine()}, {os.cpu_count()} cores, load {load:.1f} before, {os.getloadavg()[0]:.1f} after"
+    )
+    title = f"{asked.preset}, {asked.neurons} neurons x {asked.stimuli} stimuli, both answers, {asked.threads} threads"
+    console.print(table(taken, title=title))
+    if asked.json:
+        asked.json.write_text(json.dumps({name: ms.tolist() for name, ms in taken.items()}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
