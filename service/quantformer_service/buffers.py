@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantformer.bundle import Bundle
-from quantformer.config import LEVEL_QUANTITIES, TUNING_QUANTITIES
+from quantformer.config import LEVEL_QUANTITIES
 
 #: Populations kept, and buckets of each; of more than these the one that was used longest ago makes way.
 MOST_POPULATIONS, MOST_BUCKETS = 8, 32
@@ -47,7 +47,7 @@ class Shape:
         return cls(
             baseline_frames=recipe.baseline_frames,
             response_frames=recipe.response_frames,
-            neuron_width=d + TUNING_QUANTITIES * features,
+            neuron_width=d + vectors.population_tuning.size,
             stimulus_width=d + features,
         )
 
