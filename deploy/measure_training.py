@@ -38,12 +38,25 @@ def machine(device: str) -> str:
 def table(found: list[Throughput]) -> Table:
     """One row a task, device, precision and batch size."""
     made = Table(title="Neuron-trials a second at the paper's size")
-    for name in ("device", "precision", "threads", "batch", "task", "steps", "with drawing", "ceiling", "share", "CPU"):
+    names = (
+        "device",
+        "precision",
+        "threads",
+        "batch",
+        "task",
+        "steps",
+        "with drawing",
+        "drawn",
+        "ceiling",
+        "share",
+        "CPU",
+    )
+    for name in names:
         made.add_column(name, justify="left" if name in ("device", "precision", "task") else "right")
     for one in found:
         made.add_row(
             one.device, one.precision, str(one.threads), str(one.batch), one.task, f"{one.steps:,.0f}",
-            f"{one.whole:,.0f}", f"{one.ceiling:,.0f}", f"{one.share:.0%}",
+            f"{one.whole:,.0f}", "" if one.drawn is None else f"{one.drawn:,.0f}", f"{one.ceiling:,.0f}", f"{one.share:.0%}",
             "" if one.cpu_share is None else f"{one.cpu_share:.0%}",
         )  # fmt: skip
     return made
@@ -59,8 +72,12 @@ def main() -> None:
     parser.add_argument(
         "--batch", nargs="+", type=int, help="neuron-trials a step (default: 256; on cuda 4096 and 16384)"
     )
-    parser.add_argument("--threads", type=int, default=1, help="torch's, on the CPU (default %(default)s)")
-    parser.add_argument("--epochs", type=int, default=3, help="measured, after one that warms up (default %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="torch's on the CPU, and the most that draw rows (default %(default)s)"
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=3, help="measured; as many run between them (default %(default)s)"
+    )
     parser.add_argument("--preset", choices=tuple(PRESETS), default="paper")
     parser.add_argument("--json", type=Path, help="file to write")
     asked = parser.parse_args()
@@ -78,6 +95,7 @@ def main() -> None:
         console.print("GPU: not measured, torch sees none")
     console.print(table(found))
     console.print(
+        "with drawing: what training reaches with its rows drawn ahead on a thread; drawn: what drawing gives on its own; "
         "share: of the ceiling, median over epochs, by the clock; CPU: the same by CPU time, which other work disturbs less"
     )
     if asked.json:

@@ -81,7 +81,13 @@ def test_every_task_is_measured() -> None:
         assert one.ceiling > 0.0
         assert one.share > 0.0
         assert one.cpu_share is not None
-        assert one.drawn > 0.0
+    # Nothing is drawn in pre-training; a row of both tasks is drawn for each of them.
+    assert found[PRETRAINING].drawn is None
+    drawn = found[ACTIVATION].drawn
+    assert drawn is not None
+    assert drawn > 0.0
+    assert found[FORECAST].drawn == drawn
+    assert found[FINETUNING].drawn == drawn / 2
     # A row passes through both networks: slower than either.
     assert found[FINETUNING].steps < min(found[ACTIVATION].steps, found[FORECAST].steps)
     assert found[FINETUNING].ceiling < min(found[ACTIVATION].ceiling, found[FORECAST].ceiling)

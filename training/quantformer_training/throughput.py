@@ -1,9 +1,12 @@
 """Neuron-trials a second in training itself, beside the ceiling: the network's own matrix products, run alone.
 
-`pretrain` and `finetune` run as they always do, on made-up data, one epoch after the other; after each epoch the products of
-a step with weight matrices (their shapes, layouts and types were noted in the first step, forward and backward) run alone for
-as many rows. Each epoch thus has its own ceiling, measured at the same moment of a busy machine. The products inside fused
-attention, 2 % of the operations at the paper's size, are left out of the ceiling, which makes it higher, never lower.
+`pretrain` and `finetune` run as they always do, on made-up data, one epoch after the other; after each measured epoch the
+products of a step with weight matrices (their shapes, layouts and types were noted in the first step, forward and backward) run
+alone for as many rows. Each epoch thus has its own ceiling, measured at the same moment of a busy machine. The products inside
+fused attention, 2 % of the operations at the paper's size, are left out of the ceiling, which makes it higher, never lower.
+
+Rows are drawn ahead, on a thread, while the epoch before is trained on. So every second epoch is measured: the one between
+follows at once, without the ceiling's time, in which the thread would get ahead as it never does in training.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from quantformer.recording import Provenance, Recording, StimulusTable
 from quantformer.signal import SignalRecipe
 from quantformer_training.accelerator import Accelerator, accelerator_of
 from quantformer_training.examples import Vocabulary
-from quantformer_training.finetune import FinetuneConfig, finetune
+from quantformer_training.finetune import FinetuneConfig, draw_epoch, finetune
 from quantformer_training.fit import vocabulary_of
 from quantformer_training.indexed import IndexedPart, IndexedSource, SessionReader
 from quantformer_training.loop import LoopConfig, LoopResult, Progress
@@ -49,9 +52,10 @@ _VALIDATION_ROWS = 32
 class Throughput:
     """Neuron-trials a second: medians over epochs.
 
-    ``steps`` counts forward, backward and optimiser, ``whole`` also the drawing of the epoch's rows; ``ceiling`` is that of
-    the products alone. ``share`` is the median over epochs of ``steps / ceiling`` by the clock, ``cpu_share`` the same by
-    seconds of CPU time, which a busy machine disturbs less; None on a GPU. ``drawn`` is rows drawn a second.
+    ``steps`` counts forward, backward and optimiser, ``whole`` also the wait for rows that are not drawn yet; ``ceiling`` is
+    that of the products alone. ``share`` is the median over epochs of ``steps / ceiling`` by the clock, ``cpu_share`` the same
+    by seconds of CPU time of all threads, which a busy machine disturbs less; None on a GPU. ``drawn`` is what drawing gives
+    when nothing else runs: below ``steps`` training waits for it. None in pre-training, where nothing is drawn but an order.
     """
 
     task: str
@@ -65,7 +69,7 @@ class Throughput:
     ceiling: float
     share: float
     cpu_share: float | None
-    drawn: float
+    drawn: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +92,7 @@ class _Clocks:
 @dataclass(frozen=True, kw_only=True)
 class _Epoch:
     rows: int
-    drawing: _Clocks
+    waiting: _Clocks
     steps: _Clocks
     ceiling: _Clocks
 
@@ -176,7 +180,7 @@ class _Watched(Accelerator):
 
 
 class _Stopwatch:
-    """Receives the progress of a run, and runs the ceiling after each epoch but the first, which warms up."""
+    """Receives the progress of a run, and runs the ceiling after each second epoch; the first warms up."""
 
     def __init__(self, machine: _Watched, *, batch: int) -> None:
         self.machine, self.batch = machine, batch
@@ -187,24 +191,28 @@ class _Stopwatch:
         device, first, last = self.machine.device, self.machine.first_step, self.machine.last_step
         assert first is not None
         assert last is not None
-        products = self.machine.products.alone(device)
-        times = 1 if progress.epoch == 0 else max(1, progress.rows // self.batch)
-        before = _Clocks.read(device)
-        with torch.no_grad():
-            for _ in range(times):
-                for left, right, room in products:
-                    torch.mm(left, right, out=room)
-        alone = _Clocks.read(device) - before
-        if progress.epoch:
-            scale = progress.rows / (times * self.batch)
+        if progress.epoch % 2:
+            times = max(1, progress.rows // self.batch)
+            alone, scale = self._alone(times), progress.rows / (times * self.batch)
             self.epochs.setdefault(progress.stage, []).append(
                 _Epoch(
-                    rows=progress.rows, drawing=first - self._began, steps=last - first,
+                    rows=progress.rows, waiting=first - self._began, steps=last - first,
                     ceiling=_Clocks(clock=alone.clock * scale, cpu=alone.cpu * scale),
                 )
             )  # fmt: skip
-        del products
         self._began = _Clocks.read(device)
+
+    def _alone(self, times: int) -> _Clocks:
+        """What the products of so many steps take, after those of one step to warm up."""
+        device = self.machine.device
+        products = self.machine.products.alone(device)
+        with torch.no_grad():
+            for repeats in (1, times):
+                before = _Clocks.read(device)
+                for _ in range(repeats):
+                    for left, right, room in products:
+                        torch.mm(left, right, out=room)
+        return _Clocks.read(device) - before
 
 
 def measure(
@@ -219,13 +227,14 @@ def measure(
 ) -> tuple[Throughput, ...]:
     """Pre-training, both tasks of fine-tuning, and fine-tuning as a whole: a neuron-trial that passes through both networks.
 
-    Each runs ``epochs`` epochs of about ``steps`` batches, after one that warms up; ``threads`` are torch's on the CPU.
+    Each measures ``epochs`` epochs of about ``steps`` batches, and runs as many between them; ``threads`` are torch's on the
+    CPU, and the most that draw.
 
     Raises:
         UsageError, UnavailableError, MissingExtraError: as `accelerator_of`.
     """
     with computing_with(threads), tempfile.TemporaryDirectory() as directory:
-        loop = LoopConfig(epochs=epochs + 1, learning_rate=1e-4, stop_after=epochs + 1)
+        loop = LoopConfig(epochs=2 * epochs, learning_rate=1e-4, stop_after=2 * epochs)
         watched = _Watched(accelerator_of(device=device, precision=precision))
         watch = _Stopwatch(watched, batch=batch)
         pretrain(
@@ -237,21 +246,35 @@ def measure(
         nothing = LoopResult(best_epoch=0, best_validation=0.0, epochs_run=0)
         pretrained = Pretrained(config=config, autoencoder=frozen, signal_scale=0.2, code_patch=patches, result=nothing)
         vocabulary, sources = made_sources(Path(directory), rows=batch * steps)
+        config_of_both = FinetuneConfig(
+            activation=loop, forecast=loop, batch=batch, rows_per_epoch=batch * steps, validation_rows=_VALIDATION_ROWS
+        )
         finetune(
             pretrained, vocabulary=vocabulary, real=sources["real"], pseudo=sources["pseudo"],
-            validation=sources["validation"], report=watch, accelerator=watched,
-            config=FinetuneConfig(
-                activation=loop, forecast=loop, batch=batch, rows_per_epoch=batch * steps,
-                validation_rows=_VALIDATION_ROWS,
-            ),
+            validation=sources["validation"], report=watch, accelerator=watched, config=config_of_both,
         )  # fmt: skip
+        drawn = _drawn_alone(sources, config=config_of_both, device=watched.device, times=epochs)
     found = dict(watch.epochs)
     # One row costs what it costs in the one network and in the other.
     found[FINETUNING] = [_both(*pair) for pair in zip(found[ACTIVATION], found[FORECAST], strict=True)]
+    # Each network draws its own.
+    draws = {PRETRAINING: None, ACTIVATION: drawn, FORECAST: drawn, FINETUNING: drawn / 2}
     return tuple(
-        _summary(task, found[task], device=device, precision=precision, threads=threads, batch=batch)
-        for task in (PRETRAINING, ACTIVATION, FORECAST, FINETUNING)
+        _summary(task, found[task], device=device, precision=precision, threads=threads, batch=batch, drawn=rate)
+        for task, rate in draws.items()
     )
+
+
+def _drawn_alone(
+    sources: Mapping[str, IndexedSource], *, config: FinetuneConfig, device: torch.device, times: int
+) -> float:
+    """Rows a second of one network's epochs when nothing else runs."""
+    rates = []
+    for epoch in range(times):
+        before = _Clocks.read(device)
+        rows, _ = draw_epoch(sources["real"], sources["pseudo"], epoch, config=config, seed=0, device=device)
+        rates.append(len(rows) / (_Clocks.read(device) - before).clock)
+    return statistics.median(rates)
 
 
 def _both(one: _Epoch, other: _Epoch) -> _Epoch:
@@ -259,11 +282,18 @@ def _both(one: _Epoch, other: _Epoch) -> _Epoch:
         a, b, scale = getattr(one, name), getattr(other, name), one.rows / other.rows
         return _Clocks(clock=a.clock + b.clock * scale, cpu=a.cpu + b.cpu * scale)
 
-    return _Epoch(rows=one.rows, drawing=added("drawing"), steps=added("steps"), ceiling=added("ceiling"))
+    return _Epoch(rows=one.rows, waiting=added("waiting"), steps=added("steps"), ceiling=added("ceiling"))
 
 
 def _summary(
-    task: str, epochs: Sequence[_Epoch], *, device: str, precision: str, threads: int, batch: int
+    task: str,
+    epochs: Sequence[_Epoch],
+    *,
+    device: str,
+    precision: str,
+    threads: int,
+    batch: int,
+    drawn: float | None,
 ) -> Throughput:
     middle = statistics.median
     return Throughput(
@@ -274,11 +304,11 @@ def _summary(
         batch=batch,
         epochs=len(epochs),
         steps=middle(e.rows / e.steps.clock for e in epochs),
-        whole=middle(e.rows / (e.drawing.clock + e.steps.clock) for e in epochs),
+        whole=middle(e.rows / (e.waiting.clock + e.steps.clock) for e in epochs),
         ceiling=middle(e.rows / e.ceiling.clock for e in epochs),
         share=middle(e.ceiling.clock / e.steps.clock for e in epochs),
         cpu_share=middle(e.ceiling.cpu / e.steps.cpu for e in epochs) if device == "cpu" else None,
-        drawn=middle(e.rows / e.drawing.clock for e in epochs),
+        drawn=drawn,
     )
 
 
