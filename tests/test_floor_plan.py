@@ -23,7 +23,8 @@ OUTSIDE = {
         "pydantic", "safetensors", "psutil",
     },
     "quantformer_client": {"numpy", "msgspec", "zmq", "httpx"},
-    "quantformer_cli": {"numpy", "msgspec", "zmq", "httpx", "rich"},
+    # The last two, lazily, for `bench` and `doctor`: the extra of that name brings them.
+    "quantformer_cli": {"numpy", "msgspec", "zmq", "httpx", "rich", "psutil", "websockets"},
 }  # fmt: skip
 #: Never in memory where nothing was asked for that needs them.
 HEAVY = {"torch", "onnx", "onnxruntime", "fastapi", "uvicorn", "pydantic", "scipy", "sklearn", "h5py", "matplotlib"}

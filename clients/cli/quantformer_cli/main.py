@@ -37,6 +37,8 @@ VERBS: Mapping[str, str] = {
     "reproduce": "the paper's tables and figures, and ours, with one command each",
     "serve": "run the real-time service on a bundle",
     "status": "ask a running service how it is",
+    "bench": "measure a service: every stage of every frame, against bare inference",
+    "doctor": "will this machine hold the frame rate; and with --loop, from light to pulse on a rig",
     "bundle": "verify or show a bundle",
     "recording": "verify or show recorded sessions",
     "replay": "ask a recording's questions again and compare",

@@ -1,0 +1,1 @@
+"""quantformer bench: paced load on a real service, every stamp kept, and what the stamps say."""

@@ -1,0 +1,1 @@
+"""quantformer doctor: will this machine hold the frame rate, and from light to pulse on a rig."""
