@@ -94,7 +94,8 @@ def test_the_python_client_has_every_operation() -> None:
         calls: list[Any] = [
             rest.health(), rest.ready(), rest.version(), rest.bundle(), rest.status(), rest.describe(1),
             rest.open(wire.Open(subject="m", rois=["a"], rate_hz=30.0)), rest.close_session(1), rest.frames(1, []),
-            rest.onset(1, wire.Onset(stimuli=[stimulus])), rest.standing(1, wire.Standing(stimuli=[stimulus])),
+            rest.onset(1, wire.Onset(stimuli=[stimulus])), rest.best(1, [stimulus]),
+            rest.standing(1, wire.Standing(stimuli=[stimulus])),
             rest.clear_standing(1, 2), rest.stimulation(1, wire.Stimulation()), rest.acquisition(1, "start"),
             rest.prediction(1), rest.rules(1), rest.set_rule(1, wire.Rule(rule="r", rois=["a"], threshold=0.5)),
             rest.remove_rule(1, "r"), rest.trigger(1), rest.arm(1), rest.heartbeat(1, lease=3), rest.disarm(1), rest.stop(1),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantformer_service.pace import FIRST_GUESS_NS, MARGIN_NS, REMEMBERED, Pace
@@ -40,6 +40,7 @@ def test_of_a_larger_question_than_any_so_far_as_much_more_is_expected() -> None
     assert pace.expected_ns(3) == FIRST_GUESS_NS
 
 
+@settings(deadline=None)
 @given(
     noted=st.lists(st.tuples(st.integers(0, 10**9), st.integers(1, 65_536)), max_size=50), rows=st.integers(1, 65_536)
 )

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantformer.bundle import Bundle, load_bundle
-from quantformer.signal import hold_missing
+from quantformer.signal import hold_missing, onset_frames
 from quantformer_client import wire
 from quantformer_client.wire import ErrorCode
 from quantformer_service.declaration import declare
@@ -216,6 +216,24 @@ def test_a_rate_that_is_not_the_declared_one_degrades(bundle: Bundle) -> None:
     ask(session)
     captured(session, question := due(session)[0])
     assert question.degraded
+
+
+def test_a_rate_that_drifts_as_microscopes_do_is_followed(bundle: Bundle) -> None:
+    session = session_of(bundle)
+    stamps = np.cumsum(1 / np.linspace(29.9, 31.0, 1500))
+    # Mid-frame, so that no jitter decides.
+    onsets_s = stamps[[200, 700, 1400]] - 0.4 / 30
+    told = dict(zip((int(one) - 30 for one in onset_frames(stamps, onsets_s)), onsets_s, strict=True))
+    answered = []
+    for number, stamp in enumerate(stamps):
+        session.frame(frame(number, device_s=float(stamp)), received_ns=0)
+        if number in told:
+            ask(session, onset_s=float(told[number]))
+        for question in due(session):
+            captured(session, question)
+            answered.append((number + 1 - 30, question.onset_frame, question.lead, question.degraded))
+    assert answered == [(asked, asked + 30, 0, False) for asked in told]
+    assert session.window.period_s == pytest.approx(1 / 31.0, rel=1e-3)
 
 
 def test_now_is_the_frame_after_the_last(bundle: Bundle) -> None:
