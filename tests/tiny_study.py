@@ -56,7 +56,9 @@ def tiny_cohort(directory: Path, *, mice: int = 2, scarce: bool = False, scenes:
     """
     names = []
     for number in range(mice):
-        recording = small_recording(neurons=3 + number % 2, trials=96 if scenes else 48, seed=number)
+        # Split by time the test part of the first category would reach to the end, and leave nothing of the second.
+        shown = {"trials": 96, "sub_sessions": 6} if scenes else {"trials": 48}
+        recording = small_recording(neurons=3 + number % 2, seed=number, **shown)
         if scenes:
             stimuli = recording.stimuli
             recording = replace(recording, stimuli=replace(stimuli, category=(GRATING,) * 48 + (SCENES,) * 48))
