@@ -367,7 +367,8 @@ def test_in_the_service_a_killed_recorder_comes_back_and_a_killed_engine_leaves_
 ) -> None:
     directory = tmp_path / "recordings"
     with RunningService(tiny_bundle_path, folder=tmp_path, record=directory) as service:
-        with service.microscope() as scope:
+        scope = service.microscope()
+        with scope.connection:
             feed(scope, 100)
             before = service.child("recorder")
             before.kill()

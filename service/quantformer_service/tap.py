@@ -26,7 +26,7 @@ MOST_RECORDS, MOST_BYTES = 131_072, 256 << 20
 #: A message of the tap is two parts: this, and the payload. kind, detail, sequence, stamp ns, session, id.
 HEAD = struct.Struct("<IIQqQQ")
 #: Payloads from here on are handed to ZeroMQ without a copy; below, a copy costs less than its bookkeeping.
-_NO_COPY_BYTES = 1 << 20
+_NO_COPY_BYTES = 65_536
 #: Messages that ZeroMQ takes before the rest waits here.
 _QUEUE = 4096
 #: How often the recorder's words are read, and how many at once.
@@ -163,7 +163,9 @@ class Tap:
     def record(
         self, kind: Kind, payload: bytes | bytearray, *, session: int, number: int, stamp_ns: int, detail: int = 0
     ) -> None:
-        """Record something. ``payload`` must not change before it is safe."""
+        """Record something. What of ``payload`` may still change until it is safe (whom an answer is addressed to) is
+        recorded as it was then or is now.
+        """
         if not self.on or self._start is None:
             return
         size = HEAD.size + len(payload)
