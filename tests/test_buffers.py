@@ -181,6 +181,7 @@ def test_the_tensors_of_a_session_that_has_gone_serve_the_next_of_its_size(bundl
     assert len(made) == MOST_POPULATIONS
 
 
+@settings(deadline=None)
 @given(st.integers(1, 1 << 17))
 def test_padding_is_never_too_small_and_never_much_too_large(size: int) -> None:
     padded = capacity(size)
@@ -190,6 +191,7 @@ def test_padding_is_never_too_small_and_never_much_too_large(size: int) -> None:
     assert capacity(padded) == padded
 
 
+@settings(deadline=None)
 @given(rows=st.integers(0, 20_000), lanes=st.integers(1, 64))
 def test_parts_are_every_row_once_in_even_shares(rows: int, lanes: int) -> None:
     cut = parts(rows, lanes=lanes)

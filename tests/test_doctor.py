@@ -105,6 +105,7 @@ def timed(threads: int, p95: float, *, slowest: float | None = None) -> Timed:
     [
         ([timed(1, 10.0), timed(2, 9.9)], 1, "ok", ""),
         ([timed(1, 10.0), timed(2, 6.0)], 1, "advice", "--threads 2"),
+        ([timed(1, 10.0), timed(2, 6.0)], 0, "ok", ""),
         ([timed(1, 10.0, slowest=40.0)], 1, "advice", "slowest"),
         ([timed(1, 62.0)], 1, "bad", "one frame in 2 would be answered"),
         ([timed(1, 90.0), timed(2, 62.0)], 1, "bad", "set --threads 2"),

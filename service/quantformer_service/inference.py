@@ -199,8 +199,9 @@ class Inference:
             else:
                 network.pulse()
         except Exception:
-            # The question itself will meet the same error, and tell who asked.
+            # The question itself will meet the same error, and tell who asked. Until then no pulse fails again.
             _log.exception("the graph could not be made ready for a question")
+            self._busy_s = -PULSE_FOR_S
 
     def _warm_up(self, network: Network) -> None:
         recipe, stimuli = self._bundle.recipe, self._bundle.manifest.stimulus_recipe
