@@ -1,4 +1,7 @@
-"""Distillation: a network learns from what trained ones say beside what happened; several seeds, or a larger network, in one."""
+"""Distillation: a network learns from what trained ones say, too.
+
+What it was found to bring: docs/training.md.
+"""
 
 from __future__ import annotations
 

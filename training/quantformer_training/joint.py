@@ -1,6 +1,6 @@
 """Both tasks with one encoder and one pass: [CLS][NEURON][STIM], the baseline's patches and a [MASK] a response patch.
 
-Half the arithmetic of two encoders at serving time. What it costs in skill: docs/results.md.
+Three quarters of the arithmetic of two encoders at serving time: the decoder stays. What it costs in skill: docs/training.md.
 """
 
 from __future__ import annotations
