@@ -225,7 +225,7 @@ def _look(model: TrainedModel, rows: Examples) -> dict[str, TaskAttention]:
     found = {}
     for task, seen in caught.items():
         made = attend(networks[task].encoder.transformer, torch.cat(seen.sequences))
-        away = float((made.encoded - torch.cat(seen.encoded)).abs().max())
+        away = float((made.encoded[:, networks[task].READ] - torch.cat(seen.encoded)).abs().max())
         if not away <= TOLERANCE:
             raise DataError(
                 f"{task}: attention recomputed here differs by {away:.2g} from the network's own, expected at most "
