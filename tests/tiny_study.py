@@ -57,8 +57,8 @@ def tiny_cohort(directory: Path, *, mice: int = 2, scarce: bool = False, scenes:
     names = []
     for number in range(mice):
         # Split by time the test part of the first category would reach to the end, and leave nothing of the second.
-        shown = {"trials": 96, "sub_sessions": 6} if scenes else {"trials": 48}
-        recording = small_recording(neurons=3 + number % 2, seed=number, **shown)
+        trials, sub_sessions = (96, 6) if scenes else (48, 0)
+        recording = small_recording(neurons=3 + number % 2, seed=number, trials=trials, sub_sessions=sub_sessions)
         if scenes:
             stimuli = recording.stimuli
             recording = replace(recording, stimuli=replace(stimuli, category=(GRATING,) * 48 + (SCENES,) * 48))
