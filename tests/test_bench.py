@@ -70,7 +70,8 @@ def check_counts(one: Result, *, pace: Pace, streams: int = 1) -> None:
     assert one.refused == {}
     assert 0 < one.answers <= one.asked <= streams * pace.rounds * -(-a_round // every)
     assert one.answers + one.skipped == one.asked
-    assert one.unanswered == 0
+    assert one.unanswered <= one.skipped
+    assert one.short <= one.answers
     assert one.figures["corrected"].count == one.asked
     for name in ("overhead", "round_trip", "beside_inference", "inference", "slip", "wire_in", "queue", "publish"):
         figure = one.figures[name]
@@ -286,7 +287,6 @@ def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_it_starts_a_service_measures_it_and_leaves_nothing_behind(tiny_bundle_path: Path, tmp_path: Path) -> None:
-    before = {one.pid for one in psutil.process_iter()}
     done = bench(
         tmp_path, "--bundle", str(tiny_bundle_path), "--neurons", "12,24", "--questions", "standing,none", "--frames", "40",
         "--rounds", "2", "--rate", "60", "--seed", "3", "--threads", "1", "--json", "out.json", "--html", "out.html",
@@ -306,13 +306,14 @@ def test_it_starts_a_service_measures_it_and_leaves_nothing_behind(tiny_bundle_p
     assert "overhead a frame" in done.stdout
     assert "growth" in done.stdout
     assert (tmp_path / "out.html").read_text().startswith("<!DOCTYPE html>")
-    until(lambda: not [one for one in psutil.process_iter() if one.pid not in before and _ours(one)])
+    until(lambda: not [one for one in psutil.process_iter() if _in(one, tmp_path)])
 
 
-def _ours(process: psutil.Process) -> bool:
+def _in(process: psutil.Process, folder: Path) -> bool:
+    """Whether a process, like everything that the command starts, has its working directory there."""
     try:
-        return any(part.startswith("quantformer_") for part in process.cmdline())
-    except psutil.Error:
+        return Path(process.cwd()) == folder
+    except (psutil.Error, OSError):
         return False
 
 

@@ -27,7 +27,11 @@ def heard(frame: list[int], got_ns: NDArray[np.int64] | list[int], **stamps: lis
     names = ("received_ns", "window_ready_ns", "submitted_ns", "done_ns", "published_ns")
     columns = {name: np.array(stamps.get(name, zeros), np.int64) for name in names}
     return Heard(
-        frame=np.array(frame), got_ns=np.asarray(got_ns, np.int64), late=np.zeros(len(frame), np.bool_), **columns
+        frame=np.array(frame),
+        about=np.array(frame),
+        got_ns=np.asarray(got_ns, np.int64),
+        late=np.zeros(len(frame), np.bool_),
+        **columns,
     )
 
 
@@ -133,6 +137,7 @@ def test_stages_add_up_to_the_whole_way(rows: list[list[int]], offset_ns: int) -
     count = len(rows)
     answers = Heard(
         frame=np.arange(count),
+        about=np.arange(count),
         got_ns=got,
         late=np.zeros(count, np.bool_),
         **{name: values + offset_ns for name, values in engine.items()},
@@ -169,7 +174,9 @@ def test_a_stall_is_seen_by_every_frame_that_was_due_in_it() -> None:
     answers = heard(list(range(100)), sent + 1 * MS)
     raw = durations(ours, answers, offset_ns=0)["round_trip"]
     assert raw.max() == 1 * MS  # what a sender that trusts its own stamps would report
-    found = corrected(ours, answers, asked=np.arange(100), end_ns=int(sent[-1]) + 5 * MS, period_ns=10 * MS)
+    found = corrected(
+        ours, answers, asked=np.arange(100), latest_wins=True, end_ns=int(sent[-1]) + 5 * MS, period_ns=10 * MS
+    )
     assert found.latency_ns[50] == 1001 * MS
     assert (np.diff(found.latency_ns[50:]) == -10 * MS).all()
     assert (found.latency_ns[:50] == 1 * MS).all()
@@ -182,12 +189,24 @@ def test_a_skipped_frame_waits_for_the_next_answer_and_an_unanswered_one_for_the
     ours = Sent(due_ns=due, sent_ns=due)
     # Frame 1 has no answer of its own, frame 4 none at all; the answers of 2 and 3 come out of order.
     answers = heard([0, 2, 3], [4 * MS, 36 * MS, 33 * MS])
-    found = corrected(ours, answers, asked=np.arange(5), end_ns=100 * MS, period_ns=10 * MS)
+    found = corrected(ours, answers, asked=np.arange(5), latest_wins=True, end_ns=100 * MS, period_ns=10 * MS)
     assert (found.latency_ns // MS).tolist() == [4, 23, 13, 3, 60]
     assert (found.skipped, found.unanswered, found.missed) == (2, 1, 3)
-    some = corrected(ours, answers, asked=np.array([0, 3]), end_ns=100 * MS, period_ns=10 * MS)
+    some = corrected(ours, answers, asked=np.array([0, 3]), latest_wins=True, end_ns=100 * MS, period_ns=10 * MS)
     assert (some.latency_ns // MS).tolist() == [4, 3]
     assert (some.skipped, some.unanswered, some.missed) == (0, 0, 0)
+
+
+def test_an_onset_has_its_own_answer_or_none_even_without_its_last_frame() -> None:
+    due = np.arange(5) * 10 * MS
+    ours = Sent(due_ns=due, sent_ns=due)
+    # The onset after frame 1 was answered when frame 0 alone was there; nobody answered the one after frame 2.
+    answers = heard([0, 4], [12 * MS, 45 * MS])
+    answers = Heard(**{**vars(answers), "about": np.array([1, 4])})
+    found = corrected(ours, answers, asked=np.array([1, 2, 4]), latest_wins=False, end_ns=100 * MS, period_ns=10 * MS)
+    assert (found.latency_ns // MS).tolist() == [2, 80, 5]
+    assert (found.skipped, found.unanswered, found.missed) == (1, 1, 1)
+    assert (durations(ours, answers, offset_ns=0)["round_trip"] // MS).tolist() == [12, 5]
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------

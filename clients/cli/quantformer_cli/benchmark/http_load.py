@@ -35,6 +35,7 @@ class _Heard(msgspec.Struct, frozen=True):
 
     type: str = ""
     asked: str = ""
+    onset_frame: int = 0
     last_frame: int = 0
     late: bool = False
     stamps_ns: _StampsNs | None = None
@@ -121,8 +122,14 @@ class _HttpClient:
             return
         self._heard_now += heard.asked == "now"
         ns = msgspec.structs.astuple(heard.stamps_ns)
-        kind = _KINDS[heard.asked]
-        self._stamps.add(asked=kind, last_frame=heard.last_frame, late=heard.late, got_ns=got_ns, stamps=ns)
+        self._stamps.add(
+            asked=_KINDS[heard.asked],
+            onset_frame=heard.onset_frame,
+            last_frame=heard.last_frame,
+            late=heard.late,
+            got_ns=got_ns,
+            stamps=ns,
+        )
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.create_task(self._guarded(work))

@@ -55,6 +55,7 @@ class Stamps:
 
     COLUMNS = (
         "asked",
+        "about",
         "frame",
         "received_ns",
         "window_ready_ns",
@@ -86,12 +87,15 @@ class Stamps:
         """When a frame is due."""
         return self.begun_ns + int(self.offsets_ns[frame])
 
-    def add(self, *, asked: int, last_frame: int, late: bool, got_ns: int, stamps: Sequence[int]) -> None:
+    def add(
+        self, *, asked: int, onset_frame: int, last_frame: int, late: bool, got_ns: int, stamps: Sequence[int]
+    ) -> None:
         """An answer; the same one polled again is not another."""
-        key = (asked, last_frame)
+        key = (asked, onset_frame - 1)
         if last_frame >= self.first and key not in self._seen:
             self._seen.add(key)
-            self.rows.append((asked, last_frame - self.first, *stamps, got_ns, late))
+            frames = (onset_frame - 1 - self.first, last_frame - self.first)
+            self.rows.append((asked, *frames, *stamps, got_ns, late))
 
     def answered(self, *, asked: int, frame: int) -> bool:
         """Whether a question of this kind about this frame (a row, not a number) has its answer."""

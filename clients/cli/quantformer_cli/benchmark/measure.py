@@ -305,12 +305,19 @@ def _read(path: Path, *, kind: str, load: Load, pace: Pace, counts: dict[str, An
     with np.load(path, allow_pickle=False) as arrays:
         columns: dict[str, NDArray[Any]] = {name: arrays[name] for name in arrays.files}
     sent = Sent(due_ns=columns["due_ns"], sent_ns=columns["sent_ns"])
-    names = ("frame", "received_ns", "window_ready_ns", "submitted_ns", "done_ns", "published_ns", "got_ns")
+    names = ("frame", "about", "received_ns", "window_ready_ns", "submitted_ns", "done_ns", "published_ns", "got_ns")
     heard = Heard(**{name: columns[name] for name in names}, late=columns["late"].astype(np.bool_))
-    heard = heard.where((columns["asked"] == _ASKED[kind]) & (heard.frame >= pace.warm_up))
+    heard = heard.where((columns["asked"] == _ASKED[kind]) & (heard.about >= pace.warm_up))
     rows = np.arange(load.frames) if kind == "standing" else columns["probed"]
     asked = rows[rows >= pace.warm_up]
-    found = corrected(sent, heard, asked=asked, end_ns=int(columns["ended_ns"]), period_ns=round(1e9 / pace.rate_hz))
+    found = corrected(
+        sent,
+        heard,
+        asked=asked,
+        latest_wins=kind == "standing",
+        end_ns=int(columns["ended_ns"]),
+        period_ns=round(1e9 / pace.rate_hz),
+    )
     happened = counts["counters"]
     tally = {
         "sent": counts["filled"] + load.frames,
@@ -318,6 +325,7 @@ def _read(path: Path, *, kind: str, load: Load, pace: Pace, counts: dict[str, An
         "asked": len(asked),
         "answers": len(heard),
         "late": int(np.count_nonzero(heard.late)),
+        "short": int(np.count_nonzero(heard.frame < heard.about)),
         **{f"refused {code}": int(count) for code, count in counts["refused"].items()},
     }
     return _Phase(durations=durations(sent, heard, offset_ns=offset_ns), corrected=[found], counts=tally)
@@ -361,6 +369,7 @@ def _results(one: _Gathered, *, bare: list[Ns]) -> list[Result]:
                 asked=counts["asked"],
                 answers=counts["answers"],
                 late=counts["late"],
+                short=counts["short"],
                 missed=sum(item.missed for item in whole.corrected),
                 skipped=sum(item.skipped for item in whole.corrected),
                 unanswered=sum(item.unanswered for item in whole.corrected),

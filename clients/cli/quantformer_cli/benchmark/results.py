@@ -24,7 +24,7 @@ _PICTURE_BITS = 6
 FIGURES = {
     "overhead": "overhead a frame: (published - received) - (done - submitted)",
     "beside_inference": "client's round trip less the inference of the same frame",
-    "corrected": "frame due until the client had read an answer that saw it (corrected for coordinated omission)",
+    "corrected": "frame due until the client had its answer, or a later frame's (corrected for coordinated omission)",
     "round_trip": "frame sent until the client had its answer",
     "engine": "in the engine: received until published",
     "inference": "inference in the engine: submitted until done",
@@ -66,7 +66,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """One condition and one kind of question. ``failed`` says why there are no figures. Frames are those of the paced part
     and of filling the window; ``asked`` and what follows, those after the warm-up that a question was about.
 
-    ``late`` answers came after the frame that they were about, as the engine flagged them; ``missed`` frames had no answer
+    ``late`` answers came after the frame that they were about, as the engine flagged them, ``short`` ones had not read the
+    last frames before the onset; ``missed`` frames had no answer
     in the client's hand before the next was due; ``skipped`` ones were answered by a later frame's answer alone.
     ``stages`` are means in us of the typical and of the slowest answers; ``clock`` is the engine's clock less the client's
     and its uncertainty, in us.
@@ -82,6 +83,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     asked: int = 0
     answers: int = 0
     late: int = 0
+    short: int = 0
     missed: int = 0
     skipped: int = 0
     unanswered: int = 0

@@ -28,11 +28,13 @@ class Sent:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Heard:
-    """Answers of one client ``(n,)``: ``frame`` is the row in `Sent` of the last frame read; ``got_ns`` on the client's
-    clock, the others on the engine's; ``late`` as the engine flagged it.
+    """Answers of one client ``(n,)``: ``frame`` is the row in `Sent` of the last frame read, ``about`` that of the frame
+    before the onset, which an onset answered without its last frames has not read; ``got_ns`` on the client's clock, the
+    others on the engine's; ``late`` as the engine flagged it.
     """
 
     frame: NDArray[np.int64]
+    about: NDArray[np.int64]
     received_ns: Ns
     window_ready_ns: Ns
     submitted_ns: Ns
@@ -77,8 +79,8 @@ def durations(sent: Sent, heard: Heard, *, offset_ns: int) -> dict[str, Ns]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Corrected:
-    """``latency_ns`` ``(asked,)``: from the moment each frame asked about was due until the client held the first answer
-    that had read it, or a later frame. ``missed``: not before the next frame was due. ``skipped`` frames have no answer of
+    """``latency_ns`` ``(asked,)``: from the moment each frame asked about was due until the client held its answer, or a
+    later one's where the latest wins. ``missed``: not before the next frame was due. ``skipped`` frames have no answer of
     their own; ``unanswered`` have none at all, and count as answered when the client gave up.
     """
 
@@ -88,14 +90,16 @@ class Corrected:
     unanswered: int
 
 
-def corrected(sent: Sent, heard: Heard, *, asked: NDArray[np.int64], end_ns: int, period_ns: int) -> Corrected:
+def corrected(
+    sent: Sent, heard: Heard, *, asked: NDArray[np.int64], latest_wins: bool, end_ns: int, period_ns: int
+) -> Corrected:
     """Latencies of the frames ``asked`` (rows of ``sent``), corrected for coordinated omission; the client stopped
-    listening at ``end_ns``.
+    listening at ``end_ns``. ``latest_wins`` of a standing question: a skipped frame is answered by a later one's answer.
     """
     never = np.iinfo(np.int64).max
     first = np.full(len(sent.due_ns), never)
-    np.minimum.at(first, heard.frame, heard.got_ns)
-    had = np.minimum.accumulate(first[::-1])[::-1][asked]
+    np.minimum.at(first, heard.about, heard.got_ns)
+    had = (np.minimum.accumulate(first[::-1])[::-1] if latest_wins else first)[asked]
     unanswered = had == never
     latency = np.where(unanswered, end_ns, had) - sent.due_ns[asked]
     next_due = np.append(sent.due_ns[1:], sent.due_ns[-1:] + period_ns)[asked]

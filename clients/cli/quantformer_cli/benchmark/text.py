@@ -69,7 +69,9 @@ def summary_line(result: Result) -> str:
         return f"failed: {result.failed}"
     parts = [f"{result.sent} frames sent, {result.lost} lost", f"{result.asked} asked about, {result.answers} answers"]
     parts.append(f"missed the next frame: {result.missed}, late for the engine: {result.late}")
-    parts.append(f"skipped: {result.skipped}, unanswered: {result.unanswered}")
+    parts.append(
+        f"skipped: {result.skipped}, unanswered: {result.unanswered}, without their last frames: {result.short}"
+    )
     parts += [f"refused ({code}): {count}" for code, count in result.refused.items()]
     use = [f"{name} {one.cpu_share:.2f} cores, {one.memory_last_mib:.0f} MiB" for name, one in result.usage.items()]
     parts += use

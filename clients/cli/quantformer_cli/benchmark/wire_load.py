@@ -69,7 +69,14 @@ class _WireClient:
     def _note(self, answer: wire.Answer, got_ns: int) -> None:
         ns = (answer.received_ns, answer.window_ready_ns, answer.submitted_ns, answer.done_ns, answer.published_ns)
         late = bool(answer.flags & wire.Flags.LATE)
-        self._stamps.add(asked=int(answer.asked), last_frame=answer.last_frame, late=late, got_ns=got_ns, stamps=ns)
+        self._stamps.add(
+            asked=int(answer.asked),
+            onset_frame=answer.onset_frame,
+            last_frame=answer.last_frame,
+            late=late,
+            got_ns=got_ns,
+            stamps=ns,
+        )
 
     def _watch(self, subscriber: Subscriber) -> None:
         while not self._stop.is_set():
