@@ -244,6 +244,7 @@ def test_a_teacher_that_saw_what_its_student_is_judged_on_is_refused(saved: tupl
         load_teachers([directory.with_name("refitted")], recording=file, split=split)
 
 
+@pytest.mark.slow
 def test_a_bundle_says_that_it_was_taught(tmp_path: Path) -> None:
     taught = dataclasses.replace(fitted(), taught_by="0123abcd")
     assert write_fitted(taught, tmp_path / "taught").manifest.provenance["taught_by_sha256"] == "0123abcd"
