@@ -104,6 +104,8 @@ class Tap:
         self._sent: deque[tuple[int, int, bytes, bytes | bytearray]] = deque()
         self._bytes = 0
         self._sequence = self._acknowledged = 0
+        #: The last record of the time of trouble: until it is safe the trouble has not passed.
+        self._owed = 0
         #: Lost since the last record that says so, and ever.
         self._losing = self._lost = 0
         if self.on:
@@ -191,7 +193,11 @@ class Tap:
         if self._losing and self._bytes < MOST_BYTES // 2 and len(self._sent) + len(self._waiting) < MOST_RECORDS // 2:
             lost, self._losing = self._losing, 0
             self.record(Kind.LOST, b"", session=0, number=lost, stamp_ns=now_ns)
-        before, self.trouble = self.trouble, self._trouble(now_ns)
+        before, self.trouble = self.trouble, self._cause(now_ns)
+        if self.trouble:
+            self._owed = self._sequence
+        elif self._acknowledged < self._owed:
+            self.trouble = "the recorder is catching up"
         return bool(before) != bool(self.trouble)
 
     def status(self, now_ns: int) -> wire.Recording | None:
@@ -217,7 +223,8 @@ class Tap:
         first = self._sent or self._waiting
         return first[0][1] if first else None
 
-    def _trouble(self, now_ns: int) -> str:
+    def _cause(self, now_ns: int) -> str:
+        """Why what happens now may be lost; empty where nothing says so."""
         if self._start is None:
             return self.trouble
         if self._losing:
