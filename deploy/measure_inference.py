@@ -3,8 +3,9 @@
     python deploy/measure_inference.py [--preset paper] [--neurons 241] [--stimuli 1] [--threads 2] [--rounds 20] [--json FILE]
 
 Random weights. Each is a process of its own on the same threads; by turns each answers the same question five times, and the
-others wait. A round's figure is the median of its five, a ratio is taken within a round. CPU time, of all threads, is
-disturbed least by whatever else the machine does. docs/benchmarks.md says what was found.
+others wait. A round's figure is the median of its five; "faster" is PyTorch's over its own, within a round, by the clock and by
+CPU time of all threads. On a machine that does other work only CPU time with ``--threads 1`` tells anything: PyTorch's threads
+spin while they wait for each other. docs/benchmarks.md says what was found.
 """
 
 from __future__ import annotations
@@ -151,7 +152,7 @@ def measure(path: Path, *, preset: str, stimuli: int, threads: int, rounds: int)
 def table(taken: dict[str, NDArray[np.float64]], *, title: str) -> Table:
     """One row a competitor."""
     made = Table(title=title)
-    for name in ("", "ms, p50", "least", "p99", "CPU ms, p50", "PyTorch / it, p50", "quartiles", "of CPU time"):
+    for name in ("", "ms p50", "least", "p99", "CPU ms", "faster", "quartiles", "by CPU"):
         made.add_column(name, justify="left" if not name else "right")
     first = np.median(taken["PyTorch eager"], axis=1)
     for name, ms in taken.items():

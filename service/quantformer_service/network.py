@@ -41,6 +41,8 @@ class Network:
             rows = min(len(bundle.manifest.neuron_ids), MEASURED_ROWS)
             device = Device(lanes=fastest({count: self._timed(count, rows=rows) for count in _candidates()}))
         self._use(device)
+        if device.padded:
+            self.pulse()  # the first captures its graph
 
     def _use(self, device: Device) -> None:
         self._device, self._lanes = device, Lanes(device.lanes)
