@@ -460,6 +460,7 @@ class Engine:
             "onsets_pending": sum(len(session.docket.pending) for session in sessions),
             "questions_waiting": len(self._ready),
             "questions_under_way": len(self._busy),
+            "inference_threads": self._inference.threads,
         }
         recording = self._tap.status(time.perf_counter_ns())
         if recording is not None:

@@ -68,6 +68,7 @@ _HELP = {
     "onsets_pending": "Onset questions that wait for frames.",
     "questions_waiting": "Questions that wait for inference.",
     "questions_under_way": "Questions in inference.",
+    "inference_threads": "CPU threads of one question.",
     "recorder_waiting_bytes": "Recorded, and not safe on the disk yet.",
     "recorder_waiting_seconds": "Age of the oldest record that is not safe yet.",
     "recorder_lost": "Records lost since the engine started, because too much waited.",
