@@ -18,9 +18,10 @@ OUTSIDE = {
         "numpy", "msgspec", "torch", "lightning_fabric", "onnx", "onnxscript", "onnxruntime", "safetensors", "scipy",
         "sklearn", "threadpoolctl", "h5py", "matplotlib", "rich", "ray",
     },
+    # The last, lazily, where there is a GPU: its extra brings it.
     "quantformer_service": {
         "numpy", "msgspec", "zmq", "httpx", "rich", "onnxruntime", "fastapi", "starlette", "uvicorn", "websockets",
-        "pydantic", "safetensors", "psutil",
+        "pydantic", "safetensors", "psutil", "pynvml",
     },
     "quantformer_client": {"numpy", "msgspec", "zmq", "httpx"},
     # The last two, lazily, for `bench` and `doctor`: the extra of that name brings them.
