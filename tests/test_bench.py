@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import numpy as np
 import psutil
@@ -326,6 +327,9 @@ def test_it_measures_a_service_that_runs(service: RunningService, tmp_path: Path
     assert done.returncode == 0, done.stderr
     found = read_document(tmp_path / "out.json")
     assert not found.service.started
+    page = httpx.get(f"http://127.0.0.1:{service.http}/metrics", trust_env=False).text
+    (threads,) = re.findall(r"^quantformer_inference_threads (\d+)", page, flags=re.MULTILINE)
+    assert found.service.threads == int(threads)
     assert any("bare session.run is not measured" in note for note in found.notes)
     assert "engine" in found.results[0].usage
     assert service.process.poll() is None

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 #: The service that the bench starts has its own ports and is on the loopback; these settings are not handed on.
 _OWN = {"bundle", "host", "http_port", "zmq_port", "pub_port", "tcp_port", "token", "shutdown_s", "log", "log_level"}
 
+#: METRICS come about once a second, at rates that leave no pause within 4 s.
+_METRICS_S = 6.0
+
 
 def add_parser(subparsers: Subparsers[Parser]) -> Parser:
     """Add the verb."""
@@ -267,6 +270,7 @@ def _known(
                 "give the one that it runs"
             )
     manifest = bundle["manifest"]
+    threads = _threads(host, ports["pub_port"]) or settings.threads or 1
     target = Target(
         host=host,
         token=token,
@@ -275,9 +279,23 @@ def _known(
         stimulus_ids=tuple(manifest["stimuli"]),
         baseline_frames=manifest["signal"]["baseline_frames"],
         provider="cuda" if status["provider"] == "cuda" else "cpu",
-        threads=settings.threads,
+        threads=threads,
         bundle=bundle_path,
         **ports,
     )
     check_stimuli(target)
     return target, status, manifest["preset"]
+
+
+def _threads(host: str, port: int) -> int:
+    """Threads of one inference, as the engine's METRICS tell them; 0 where none comes."""
+    from quantformer_client import wire
+    from quantformer_client.transport import Subscriber
+
+    subscriber = Subscriber(host=host, port=port, types=(wire.MessageType.METRICS,))
+    try:
+        data = subscriber.receive(_METRICS_S)
+        body = None if data is None else wire.decode(data).body
+        return int(body.gauges.get("inference_threads", 0)) if isinstance(body, wire.Metrics) else 0
+    finally:
+        subscriber.close()

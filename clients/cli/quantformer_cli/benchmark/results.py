@@ -95,9 +95,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Service(msgspec.Struct, frozen=True, kw_only=True):
-    """The service that was measured. ``threads`` are those of bare inference and, where the bench started the service, of
-    the service too.
-    """
+    """The service that was measured; ``threads`` are those of one inference in it and of the bare run."""
 
     engine: str
     bundle: str
