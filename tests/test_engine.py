@@ -255,12 +255,12 @@ def test_standing_questions_leave_inference_free_for_a_deadline(
         number, pending, longest_s = len(trace), False, 0.0
         while len(onsets) < 12:
             if len(standing) > 3 and not pending:
-                # So far ahead that the deadline comes before the frames do, and after what is under way now, however
-                # slow the machine is.
-                within_s = max(0.5, min(4 * longest_s, 4.0))
+                # So far ahead that the deadline comes before the frames do, and after what is under way now, also on a
+                # slow machine; and so near that there are frames to read.
+                within_s = max(0.5, min(4 * longest_s, 1.5))
                 asked(
                     client,
-                    wire.Onset(stimuli=GRATING, onset_frame=number + 200, within_s=within_s, detail="probability"),
+                    wire.Onset(stimuli=GRATING, onset_frame=number + 90, within_s=within_s, detail="probability"),
                 )
                 pending = True
             client.frames(trace[:1], start=number)
