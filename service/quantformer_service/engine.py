@@ -468,7 +468,7 @@ class Engine:
                 "recorder_waiting_bytes": recording.waiting_bytes,
                 "recorder_waiting_s": recording.waiting_s,
                 "recorder_lost": recording.lost,
-                "recorder_trouble": bool(recording.trouble),
+                "recorder_trouble": int(bool(recording.trouble)),
             }
         return wire.Metrics(
             state=self._state,
