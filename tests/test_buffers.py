@@ -15,7 +15,6 @@ from quantformer_service.buffers import (
     LEAST_ROWS_A_LANE,
     MOST_BUCKETS,
     MOST_POPULATIONS,
-    ROWS_A_RUN,
     Device,
     Population,
     Populations,
@@ -74,7 +73,7 @@ def assert_same(found: Results, session: Any, asked: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("device", [PADDED, EXACT, SPLIT])
 @settings(max_examples=15, deadline=None)
-@given(sizes=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 20), st.integers(1, 120)), min_size=1, max_size=4))
+@given(sizes=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 20), st.integers(1, 600)), min_size=1, max_size=4))
 def test_the_answers_are_those_of_a_plain_run(
     bundle: Bundle, session: Any, device: Device, sizes: list[tuple[int, int, int]]
 ) -> None:
@@ -192,12 +191,12 @@ def test_padding_is_never_too_small_and_never_much_too_large(size: int) -> None:
 
 
 @settings(deadline=None)
-@given(rows=st.integers(0, 20_000), lanes=st.integers(1, 64))
-def test_parts_are_every_row_once_in_even_shares(rows: int, lanes: int) -> None:
-    cut = parts(rows, lanes=lanes)
+@given(rows=st.integers(0, 20_000), lanes=st.integers(1, 64), most=st.integers(1, 500))
+def test_parts_are_every_row_once_in_even_shares(rows: int, lanes: int, most: int) -> None:
+    cut = parts(rows, lanes=lanes, most=most)
     assert [row for part in cut for row in range(part.start, part.stop)] == list(range(rows))
     lengths = {part.stop - part.start for part in cut}
-    assert max(lengths, default=0) <= ROWS_A_RUN
+    assert max(lengths, default=0) <= most
     assert max(lengths, default=0) - min(lengths, default=0) <= 1
     if rows >= lanes * LEAST_ROWS_A_LANE:
         assert len(cut) % lanes == 0

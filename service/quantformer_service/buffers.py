@@ -22,8 +22,9 @@ from quantformer.config import LEVEL_QUANTITIES
 
 #: Populations kept, and buckets of each; of more than these the one that was used longest ago makes way.
 MOST_POPULATIONS, MOST_BUCKETS = 8, 32
-#: Rows of one run on the CPU: with more, what passes between the layers leaves the second-level cache.
-ROWS_A_RUN = 32
+#: Rows of one run on the CPU times the network's width: with more, what passes between the layers leaves the second-level
+#: cache. That is 32 rows at the paper's width of 128.
+WIDTH_A_RUN = 4096
 #: A lane is not woken for fewer rows than this.
 LEAST_ROWS_A_LANE = 4
 
@@ -32,8 +33,11 @@ Run = Callable[[], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Sizes that a bundle fixes: frames of baseline and response, and the widths of a neuron's and a stimulus' vectors."""
+    """Sizes that a bundle fixes: the network's width, frames of baseline and response, and the widths of a neuron's and a
+    stimulus' vectors.
+    """
 
+    d: int
     baseline_frames: int
     response_frames: int
     neuron_width: int
@@ -45,6 +49,7 @@ class Shape:
         vectors, recipe = bundle.vectors, bundle.recipe
         d, features = vectors.unknown.shape[1], vectors.population_tuning.shape[1]
         return cls(
+            d=d,
             baseline_frames=recipe.baseline_frames,
             response_frames=recipe.response_frames,
             neuron_width=d + vectors.population_tuning.size,
@@ -67,9 +72,9 @@ def capacity(size: int) -> int:
     return -(-size // step) * step
 
 
-def parts(rows: int, *, lanes: int) -> list[slice]:
-    """Cut ``rows`` into runs of at most `ROWS_A_RUN`, as many as share out evenly over the lanes; none for no rows."""
-    runs = -(-rows // ROWS_A_RUN)
+def parts(rows: int, *, lanes: int, most: int) -> list[slice]:
+    """Cut ``rows`` into runs of at most ``most``, as many as share out evenly over the lanes; none for no rows."""
+    runs = -(-rows // most)
     if rows >= lanes * LEAST_ROWS_A_LANE:
         runs = -(-runs // lanes) * lanes
     edges = [rows * i // runs for i in range(runs + 1)] if runs else []
@@ -136,7 +141,8 @@ class Bucket:
         self._options = RunOptions()
         if device.name == "cuda":
             self._options.add_run_config_entry("gpu_graph_id", str(graph_id))
-        cut = parts(rows, lanes=device.lanes) if not device.padded else [slice(0, rows)] if rows else []
+        most = max(1, WIDTH_A_RUN // shape.d)
+        cut = parts(rows, lanes=device.lanes, most=most) if not device.padded else [slice(0, rows)] if rows else []
         self.runs: Sequence[Run] = [self._bound(one) for one in cut]
 
     def _bound(self, rows: slice) -> Run:
