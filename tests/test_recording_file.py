@@ -25,10 +25,10 @@ from quantformer_service.recording_file import (
     Kind,
     Record,
     RecordingReader,
-    RecordingWriter,
     Survey,
     list_recordings,
 )
+from quantformer_service.recording_writer import RecordingWriter
 
 HEADER = FileHeader(epoch=1234567, unix_ns=1_790_000_000_123_456_789, clock_ns=42)
 U64 = st.integers(0, 2**64 - 1)

@@ -20,9 +20,11 @@ from tiny_bundle import write_tiny_bundle
 from quantformer.bundle import load_bundle
 from quantformer.errors import BundleError, RecordingError
 from quantformer_client import wire
+from quantformer_service.answer_comparison import compare_answers
 from quantformer_service.recorded_answer import restore
-from quantformer_service.recording_file import Kind, Record, RecordingReader, RecordingWriter, list_recordings
-from quantformer_service.replay import Replayed, compare_answers, replay
+from quantformer_service.recording_file import Kind, Record, RecordingReader, list_recordings
+from quantformer_service.recording_writer import RecordingWriter
+from quantformer_service.replay import Replayed, replay
 
 Change = Callable[[Record], Record | None]
 

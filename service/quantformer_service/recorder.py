@@ -22,7 +22,8 @@ from quantformer.errors import UsageError
 from quantformer_client import wire
 from quantformer_service.process import announce, run_process
 from quantformer_service.recorded_answer import cut_forecast
-from quantformer_service.recording_file import FileHeader, Kind, Record, RecordingWriter
+from quantformer_service.recording_file import FileHeader, Kind, Record
+from quantformer_service.recording_writer import RecordingWriter
 from quantformer_service.settings import Settings
 from quantformer_service.tap import HEAD, Word, recorder_endpoint
 

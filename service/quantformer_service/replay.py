@@ -7,21 +7,18 @@ asked, and its answer and the decisions on it are compared with those that were 
 from __future__ import annotations
 
 import dataclasses
-import math
 import threading
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from quantformer.bundle import Bundle
 from quantformer.errors import BundleError, ProviderError, RecordingError
 from quantformer_client import wire
+from quantformer_service.answer_comparison import compare_answers, first_difference
 from quantformer_service.answering import Answering, is_late
 from quantformer_service.dispatch import Dispatcher
 from quantformer_service.inference import Inference, Slot
@@ -36,17 +33,10 @@ from quantformer_service.stream import Peer
 from quantformer_service.tap import Told
 from quantformer_service.trigger import Disarmed
 
-#: Largest difference of a float where the arithmetic is not the recorded one.
-TOLERANCE = 1e-4
 #: Differences that are described; all are counted.
 MOST_DESCRIBED = 100
-#: Stamps of the recorded answer, which no replay can have.
-_STAMPS = frozenset({"window_ready_ns", "submitted_ns", "done_ns", "published_ns"})
-_FORECAST = ("response", "low", "high")
 #: No limit that one session met is met here: what was taken is taken again.
 _MANY = 1 << 20
-
-Verdict = Literal["equal", "within", "different"]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -384,73 +374,12 @@ class _Player:
             self.decisions.equal += 1
             return
         self.decisions.different += 1
-        what = "no rule decides here" if expected is None else _first_difference(decision, expected)
+        what = "no rule decides here" if expected is None else first_difference(decision, expected)
         self._differ(record, f"decision of rule {decision.rule!r} on question {decision.question}: {what}")
 
     def _differ(self, record: Record, what: str) -> None:
         if len(self._differences) < MOST_DESCRIBED:
             self._differences.append(f"record {record.sequence}: {what}")
-
-
-def compare_answers(
-    recorded: wire.Answer, again: wire.Answer, *, checksum: int | None, exact: bool
-) -> tuple[Verdict, str]:
-    """How an answer compares with the recorded one, whose forecast is known by its ``checksum`` alone unless that is None.
-
-    With ``exact`` anything but the same bits is different; else floats may differ by `TOLERANCE`.
-    """
-    within: list[str] = []
-    for item in dataclasses.fields(wire.Answer):
-        if item.name in _STAMPS or (checksum is not None and item.name in _FORECAST):
-            continue
-        then, now = getattr(recorded, item.name), getattr(again, item.name)
-        if isinstance(then, np.ndarray) and isinstance(now, np.ndarray):
-            if then.shape != now.shape:
-                return "different", f"{item.name} has shape {now.shape}, recorded {then.shape}"
-            if then.tobytes() == np.ascontiguousarray(now, dtype=then.dtype).tobytes():
-                continue
-            if then.dtype.kind != "f":
-                return "different", f"{item.name} differs in {int(np.count_nonzero(then != now))} of {then.size} places"
-            farthest = _farthest(then, now)
-            if exact or not farthest <= TOLERANCE:
-                return "different", f"{item.name} is off by up to {farthest:g}"
-            within.append(item.name)
-        elif then != now and not (_nan(then) and _nan(now)):
-            return "different", f"{item.name} is {now!r}, recorded {then!r}"
-    if checksum is not None and checksum != _checksum(again):
-        if exact:
-            return "different", "the forecast's checksum is another one"
-        within.append("forecast")
-    return ("within", ", ".join(within)) if within else ("equal", "")
-
-
-def _checksum(answer: wire.Answer) -> int:
-    """CRC-32 of the forecast, as it lies in an ANSWER."""
-    crc = 0
-    for name in _FORECAST:
-        array = getattr(answer, name)
-        if array is not None:
-            crc = zlib.crc32(np.asarray(array, dtype="<f4").tobytes(), crc)
-    return crc
-
-
-def _farthest(then: NDArray[Any], now: NDArray[Any]) -> float:
-    """Largest difference; infinite where one is a number and the other is not."""
-    same = (then == now) | (np.isnan(then) & np.isnan(now))
-    with np.errstate(invalid="ignore"):
-        apart = np.where(same, 0.0, np.abs(then.astype(np.float64) - now))
-    return float(np.where(np.isnan(apart), math.inf, apart).max(initial=0.0))
-
-
-def _nan(value: object) -> bool:
-    return isinstance(value, float) and math.isnan(value)
-
-
-def _first_difference(then: wire.Decision, now: wire.Decision) -> str:
-    for name in then.__struct_fields__:
-        if getattr(then, name) != getattr(now, name):
-            return f"{name} is {getattr(now, name)!r}, recorded {getattr(then, name)!r}"
-    return "not the same"
 
 
 def _not_asked() -> Any:
