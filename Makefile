@@ -6,7 +6,7 @@
 #   make test-slow   the tests of more than ten seconds each: the demo, real verbs, several processes, Ray
 #   make test-soak   stream 241 neurons at 30 Hz through the whole service; SOAK_SECONDS=60 is shorter than 5 minutes
 #   make test-allen   read Allen files with allensdk and with our reader, and compare; ALLEN_DATA=DIR
-#   make bench   measure what docs/benchmarks.md reports of the installation and of training; some minutes
+#   make bench   measure what docs/benchmarks.md reports of the installation, of training and of inference; some minutes
 #   make clean   remove .venv, build products and caches; reports and runs stay
 #
 # Another interpreter: make test PYTHON=/path/to/python3.12
@@ -40,6 +40,7 @@ check: .venv/dev.stamp
 bench: .venv/run.stamp
 	$(PY) deploy/measure_import.py
 	$(PY) deploy/measure_training.py
+	$(PY) deploy/measure_inference.py
 
 clean:
 	rm -rf .venv .venv-allen dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -66,7 +66,7 @@ def test_the_wheel_asks_for_the_light_client_only(wheel: Path) -> None:
     metadata = message_from_bytes(archive.read(found))
     requirements = [Requirement(text) for text in metadata.get_all("Requires-Dist", [])]
     assert {requirement.name for requirement in requirements if requirement.marker is None} == ASKED
-    assert set(metadata.get_all("Provides-Extra", [])) == {"serve", "gpu", "train", "compare", "ray", "dev"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {"serve", "gpu", "train", "compare", "ray", "bench", "dev"}
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in archive.namelist())
 
 
