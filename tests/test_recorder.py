@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -201,23 +199,6 @@ def test_a_recorder_that_is_killed_disarms_and_its_successor_gets_everything(
     records = records_of(tmp_path)
     assert [record.sequence for record in records] == list(range(1, len(records) + 1))
     assert len(answers(records)) == 1
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of four MiB."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    mounted = (
-        sys.platform == "linux"
-        and not subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)], capture_output=True, check=False
-        ).returncode
-    )
-    if not mounted:
-        pytest.skip("no small file system can be mounted here")
-    yield path
-    subprocess.run(["umount", str(path)], check=True, capture_output=True)
 
 
 def test_a_full_disk_disarms_frames_go_on_and_it_recovers(tiny_bundle_path: Path, small_disk: Path) -> None:

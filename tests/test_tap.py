@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -185,23 +183,6 @@ def test_bytes_that_wait_are_bounded_too(tmp_path: Path, monkeypatch: pytest.Mon
         assert status is not None
         assert (status.records, status.lost) == (10, 10)
         assert status.waiting_bytes < 1 << 20
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of four MiB."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    mounted = (
-        sys.platform == "linux"
-        and not subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)], capture_output=True, check=False
-        ).returncode
-    )
-    if not mounted:
-        pytest.skip("no small file system can be mounted here")
-    yield path
-    subprocess.run(["umount", str(path)], check=True, capture_output=True)
 
 
 def test_a_full_disk_is_told_of_and_what_it_did_not_take_comes_when_there_is_room(small_disk: Path) -> None:
