@@ -251,6 +251,8 @@ def test_gradient_normalised_scores_are_the_definition(rows: Paired) -> None:
     assert found.degenerate == pytest.approx(1 - len(scaled) / len(predicted))
     expected = np.mean([sk.mean_squared_error(a, p) for p, a in scaled]) if scaled else np.nan
     assert found.normalised_mse == pytest.approx(expected, nan_ok=True)
+    away = np.mean([sk.mean_absolute_error(a, p) for p, a in scaled]) if scaled else np.nan
+    assert found.normalised_mae == pytest.approx(away, nan_ok=True)
 
 
 def test_chance_of_absolute_r_is_the_mean_over_all_pairings() -> None:

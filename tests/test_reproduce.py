@@ -119,9 +119,8 @@ def test_what_is_left_out_and_what_is_searched_over_become_tables_that_say_what_
         records = [json.loads(line) for line in (tmp_path / "tables" / f"{name}.jsonl").read_text().splitlines()]
         assert {record["row"] for record in records if not record["missing"]} == rows
         assert {record["missing"] for record in records} == ({""} if name == "table4" else {"", "not run"})
-        assert all(
-            record["mean"] is not None for record in records if record["row"] in rows and record["metric"] != "f1"
-        )
+        undefined = {record["metric"] for record in records if record["row"] in rows and record["mean"] is None}
+        assert undefined <= {"f1"}, name
     text = (tmp_path / "tables" / "tableA2.md").read_text()
     assert "| K = 512 | not run | 0.027 ± 0.016 |" in text
     assert "no run of ours was asked for, or could be had: K = 16, K = 32" in text
@@ -134,8 +133,11 @@ def test_our_table_on_one_recording_has_intervals_over_its_trials_and_the_figure
     cohort = tiny_cohort(tmp_path / "recordings", mice=1)
     here = execution(cohort, tmp_path, brainlm=published(tmp_path / "brainlm"))
     made = reproduce(["ours", "table2", "figures"], execution=here, effort=TINY, command="", report=lambda step: None)
-    failures = {run.key.model: run.failure for run in here.store.runs() if run.failure}
-    assert (made.failed, failures) == (0, {})
+    # Gratings without a rest leave no pseudo-onset, from which the third meaning of active takes its scale.
+    failed = [run for run in here.store.runs() if run.failure]
+    assert {(run.key.table, run.key.variant) for run in failed} == {("labels", "evoked")}
+    assert all("no usable pseudo-onset" in run.failure for run in failed)
+    assert made.failed == len(failed)
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/svg+xml") == len(list((tmp_path / "figures").glob("*.svg"))) > 0
     assert "Within one recording: m0, drifting gratings" in page

@@ -167,6 +167,7 @@ class ForecastScores:
     smape: float
     ssim: float
     normalised_mse: float
+    normalised_mae: float
     normalised_smape: float
     normalised_ssim: float
     degenerate: float
@@ -196,6 +197,7 @@ def score_forecast(predicted: ArrayLike, actual: ArrayLike, *, neuron: ArrayLike
         smape=_defined_mean(smape(predicted, actual)),
         ssim=_defined_mean(ssim(predicted, actual)),
         normalised_mse=_defined_mean(squared_error(*scaled)),
+        normalised_mae=_defined_mean(_frame_mean(np.abs(scaled[0] - scaled[1]))),
         normalised_smape=_defined_mean(smape(*scaled)),
         normalised_ssim=_defined_mean(ssim(*scaled)),
         degenerate=1.0 - float(kept.mean()) if len(kept) else float("nan"),
