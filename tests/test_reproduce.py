@@ -155,7 +155,7 @@ def test_our_table_on_one_recording_has_intervals_over_its_trials_and_the_figure
 
     # The others' forecasts stand in them.
     (drawn_examples,) = (tmp_path / "figures").glob("forecasts_*.svg")
-    for title in ("Crossformer", "LSTM", "ridge", "BrainLM, fine-tuned"):
+    for title in ("Crossformer", "LSTM", "ridge on baseline, F0 and mean responses", "BrainLM, fine-tuned"):
         assert f">{title}<" in drawn_examples.read_text(), title
     assert "Of the others, over all rows that they were tested on: Crossformer MSE" in text
     tables = {path.stem for path in (tmp_path / "tables").glob("ours*.md")}
