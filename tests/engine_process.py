@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,28 +33,20 @@ def free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-class EngineProcess:
-    """``python -m quantformer_service.engine`` with these settings, ready."""
+class ChildProcess:
+    """``python -m quantformer_service.<name>`` with these settings, ready, as the supervisor starts it."""
 
-    def __init__(self, path: Path, **settings: object) -> None:
-        ports = dict(zip(("zmq_port", "pub_port", "tcp_port"), free_ports(3), strict=True))
-        given: dict[str, object] = {"bundle": path, "provider": "cpu", **ports, **settings}
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("QUANTFORMER_")}
-        environment |= {f"QUANTFORMER_{name.upper()}": str(value) for name, value in given.items()}
+    def __init__(self, name: str, settings: Mapping[str, object]) -> None:
+        environment = {one: value for one, value in os.environ.items() if not one.startswith("QUANTFORMER_")}
+        environment |= {f"QUANTFORMER_{one.upper()}": str(value) for one, value in settings.items()}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "quantformer_service.engine"],
+            [sys.executable, "-m", f"quantformer_service.{name}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
         )
         assert self.process.stdout is not None
         self.facts: dict[str, Any] = json.loads(self.process.stdout.readline() or b"{}")
-        self.endpoints: dict[str, str] = self.facts.get("endpoints", {})
-
-    def tcp(self) -> socket.socket:
-        """A connection to the TCP port."""
-        host, port = self.endpoints["tcp"].removeprefix("tcp://").rsplit(":", 1)
-        return socket.create_connection((host, int(port)), timeout=PATIENCE_S)
 
     def end(self) -> int:
         """Close its stdin, as its parent does, and return its status."""
@@ -72,6 +64,20 @@ class EngineProcess:
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
+
+
+class EngineProcess(ChildProcess):
+    """An engine on ports of its own."""
+
+    def __init__(self, path: Path, **settings: object) -> None:
+        ports = dict(zip(("zmq_port", "pub_port", "tcp_port"), free_ports(3), strict=True))
+        super().__init__("engine", {"bundle": path, "provider": "cpu", **ports, **settings})
+        self.endpoints: dict[str, str] = self.facts.get("endpoints", {})
+
+    def tcp(self) -> socket.socket:
+        """A connection to the TCP port."""
+        host, port = self.endpoints["tcp"].removeprefix("tcp://").rsplit(":", 1)
+        return socket.create_connection((host, int(port)), timeout=PATIENCE_S)
 
 
 class Client:

@@ -12,12 +12,12 @@ import pytest
 import zmq
 from engine_process import PATIENCE_S, Client, EngineProcess, wait_until
 from recorded_run import GRATINGS, ROIS, busy_run, recorded, trace
-from recorder_process import RecorderProcess
+from recorder_process import RecorderProcess, list_recordings
 from running_service import RunningService, feed, until
 
 from quantformer_client import wire
 from quantformer_client.wire import ErrorCode
-from quantformer_service.recording_file import Ending, Kind, Record, RecordingReader, list_recordings
+from quantformer_service.recording_file import Ending, Kind, Record, RecordingReader
 from quantformer_service.recording_summary import summarize
 from quantformer_service.settings import Settings
 from quantformer_service.supervisor import Supervisor

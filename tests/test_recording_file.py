@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from recorder_process import list_recordings
 
 from quantformer.errors import RecordingError
 from quantformer_service import recording_file
@@ -26,7 +27,6 @@ from quantformer_service.recording_file import (
     Record,
     RecordingReader,
     Survey,
-    list_recordings,
 )
 from quantformer_service.recording_writer import RecordingWriter
 

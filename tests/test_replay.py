@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from engine_process import wait_until
 from recorded_run import GRATINGS, ROIS, busy_run, recorded, trace
-from recorder_process import RecorderProcess
+from recorder_process import RecorderProcess, list_recordings
 from running_service import command
 from tiny_bundle import write_tiny_bundle
 
@@ -22,7 +22,7 @@ from quantformer.errors import BundleError, RecordingError
 from quantformer_client import wire
 from quantformer_service.answer_comparison import compare_answers
 from quantformer_service.recorded_answer import restore
-from quantformer_service.recording_file import Kind, Record, RecordingReader, list_recordings
+from quantformer_service.recording_file import Kind, Record, RecordingReader
 from quantformer_service.recording_writer import RecordingWriter
 from quantformer_service.replay import Replayed, replay
 

@@ -7,16 +7,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
+import zmq
 from engine_process import PATIENCE_S, free_ports
-from recorder_process import RecorderProcess, recorder
+from recorder_process import RecorderProcess, list_recordings, recorder
 
 from quantformer.errors import UsageError
 from quantformer_client import wire
 from quantformer_service import tap as tap_module
 from quantformer_service.engine_settings import EngineSettings
-from quantformer_service.recording_file import Ending, Kind, Record, RecordingReader, list_recordings
-from quantformer_service.tap import Tap, recorder_endpoint
+from quantformer_service.recording_file import Ending, Kind, Record, RecordingReader
+from quantformer_service.tap import Tap, Word, recorder_endpoint
 
 EPOCH = 77
 
@@ -122,6 +124,28 @@ def test_a_recorder_that_is_killed_and_comes_back_lacks_nothing(tmp_path: Path) 
         assert status.lost == 0
         assert payloads(tmp_path) == list(range(1, made.made + 1))
         assert len(list_recordings(tmp_path)) >= 2
+
+
+def test_what_was_missed_is_handed_over_in_pieces(tmp_path: Path) -> None:
+    """A recorder that comes late to a thousand records: the loop gives it a few at a time, between its frames."""
+    with hand(tmp_path) as made:
+        made.record(1000)
+        with zmq.Context() as context, context.socket(zmq.DEALER) as late:
+            late.connect(recorder_endpoint(str(tmp_path), port=made.port))
+            late.send(msgspec.json.encode(Word()))
+            pieces: list[int] = []
+            while sum(pieces) < 1001:
+                time.sleep(0.025)
+                made.turn()
+                came = 0
+                while late.poll(50):
+                    late.recv_multipart()
+                    came += 1
+                pieces.append(came)
+                assert len(pieces) < 200
+        # With its own look and the greeting, a turn hands over twice.
+        assert max(pieces) <= 1 + 2 * 64
+        assert sum(pieces) == 1001, "the facts, and every record once"
 
 
 def test_another_engine_begins_another_file_and_the_one_before_is_closed(tmp_path: Path) -> None:

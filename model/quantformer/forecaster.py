@@ -11,6 +11,7 @@ what a bundle holds.
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Final
 
@@ -61,7 +62,7 @@ def known_beforehand(tuning: Tensor, level: Tensor) -> Tensor:
     return torch.cat([level, torch.log(rate / (1.0 - rate)), tuning], dim=1)
 
 
-class Shortcut(nn.Module):
+class Shortcut(nn.Module, ABC):
     """A linear map around the transformer to ``outputs`` numbers, from ``inputs`` of what the baseline, its level and the
     tuning tell. Made at zero, as the paper's network; training begins at a regression.
     """
@@ -79,9 +80,9 @@ class Shortcut(nn.Module):
         return mapped
 
     @staticmethod
+    @abstractmethod
     def inputs(baseline: Tensor, tuning: Tensor, level: Tensor) -> Tensor:
         """What the map is linear in, ``[B, inputs]``."""
-        raise NotImplementedError
 
 
 class ActivationShortcut(Shortcut):

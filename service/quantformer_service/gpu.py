@@ -72,7 +72,7 @@ class Gpu:
 
     def _run(self) -> None:
         try:
-            import pynvml  # type: ignore[import-untyped]
+            import pynvml
         except ImportError:
             self.absent = "nvidia-ml-py is not installed; install 'quantformer[gpu]'"
             return

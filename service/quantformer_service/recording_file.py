@@ -294,11 +294,6 @@ class RecordingReader:
         return -1
 
 
-def list_recordings(directory: Path) -> list[Path]:
-    """The recordings in a directory, by name: in the order in which they were begun."""
-    return sorted(path for path in directory.iterdir() if path.name.endswith(SUFFIX))
-
-
 def pack_file(header: FileHeader) -> bytes:
     """The bytes that a file begins with."""
     data = _FILE.pack(MAGIC, MAJOR, MINOR, 0, header.epoch, header.unix_ns, header.clock_ns, 0)

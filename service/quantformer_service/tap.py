@@ -27,8 +27,9 @@ MOST_RECORDS, MOST_BYTES = 131_072, 256 << 20
 HEAD = struct.Struct("<IIQqQQ")
 #: Payloads from here on are handed to ZeroMQ without a copy; below, a copy costs less than its bookkeeping.
 _NO_COPY_BYTES = 65_536
-#: Messages that ZeroMQ takes before the rest waits here.
-_QUEUE = 4096
+#: Messages that ZeroMQ takes before the rest waits here, and that it is given at once: what a recorder missed while it was
+#: away, a hundred thousand records perhaps, must not be handed over in the middle of a frame.
+_QUEUE, _HANDED_AT_ONCE = 4096, 64
 #: How often the recorder's words are read, and how many at once.
 _LOOK_NS, _WORDS = 20_000_000, 64
 #: Longest path of a local socket that every system takes.
@@ -137,7 +138,7 @@ class Tap:
         while self._waiting and self._peer is not None and time.perf_counter_ns() < end_ns:
             self._socket.poll(10)
             self._hear(time.perf_counter_ns())
-            self._hand_over()
+            self._hand_over(most=_QUEUE)
         self.on = False
         self._context.destroy(int(1000 * linger_s))
 
@@ -274,8 +275,10 @@ class Tap:
             # Its queue is full of what it lacks the beginning of: at its next word, once more.
             self._peer = None
 
-    def _hand_over(self) -> None:
-        while self._waiting and self._peer is not None:
+    def _hand_over(self, *, most: int = _HANDED_AT_ONCE) -> None:
+        for _ in range(min(most, len(self._waiting))):
+            if self._peer is None:
+                return
             _, _, head, payload = self._waiting[0]
             if not self._send(head, payload):
                 return
