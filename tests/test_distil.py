@@ -95,7 +95,7 @@ def test_a_teacher_answers_alike_whatever_the_scale_of_its_student(
     # The same dF/F, told over half the scale: every number is twice as large, but rates are rates and responses dF/F.
     rows, teachers = sources.test.at_lead(0), Teachers(models=pair[:1])
     double = torch.ones(rows.tuning.shape[1])
-    double[1:] = 2.0
+    double[2:] = 2.0  # after any stimulus, and after this one
     other = dataclasses.replace(
         rows,
         baseline=2.0 * rows.baseline,

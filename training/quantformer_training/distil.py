@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from quantformer.config import TUNING_RATES
 from quantformer.errors import UsageError
 from quantformer.forecaster import ACTIVATION, CLIP
 from quantformer_training.examples import Examples, Vocabulary
@@ -100,10 +101,10 @@ class Teachers:
 def in_units_of(model: TrainedModel, rows: Examples, signal_scale: float) -> Examples:
     """Rows in units of ``signal_scale`` as the model reads them: in its own."""
     factor = signal_scale / model.forecaster.signal_scale
-    # The first quantity of a tuning is a rate, which has no unit.
+    # The first quantities of a tuning are rates, which have no unit.
     tuning, population = rows.tuning.clone(), rows.population_tuning.clone()
-    tuning[:, 1:] *= factor
-    population[:, 1:] *= factor
+    tuning[:, TUNING_RATES:] *= factor
+    population[:, TUNING_RATES:] *= factor
     return replace(
         rows,
         baseline=(rows.baseline * factor).clamp(-CLIP, CLIP),
