@@ -366,6 +366,108 @@ def ask_at_random(client: Client, sessions: list[int], data: st.DataObject) -> s
     return found
 
 
+# --- several sessions -------------------------------------------------------------------------------------------------
+
+
+def bits(answer: wire.Answer) -> bytes:
+    """All that inference said, without flags, phase and stamps."""
+    parts = (answer.rois, answer.probability, answer.response, answer.low, answer.high, answer.baseline)
+    return b"".join(part.tobytes() for part in parts if part is not None)
+
+
+def test_standing_questions_of_three_sessions_share_a_batch_and_each_gets_what_it_gets_alone(
+    engine: EngineProcess, client: Client, context: zmq.Context[zmq.Socket[bytes]]
+) -> None:
+    sizes = [12, 40, 7]
+    traces = [
+        np.random.default_rng(seed).lognormal(5, 0.2, (400, n)).astype(np.float32) for seed, n in enumerate(sizes)
+    ]
+    sessions: list[int] = []
+    for n, trace in zip(sizes, traces, strict=True):
+        client.open([f"r{k}" for k in range(n)], unknown="mark")
+        sessions.append(client.session)
+        client.frames(trace[:99])
+        client.ask(wire.Standing(stimuli=GRATING, baseline=True), wire.Accepted)
+    number = 99
+    with subscriber(
+        engine, context, *(wire.subscription(wire.MessageType.ANSWER, session=one) for one in sessions)
+    ) as sub:
+        shared: dict[int, wire.Answer] = {}
+        while len(shared) < 3:
+            # While this is computed, a frame of each comes; then all three are asked about theirs at once.
+            held_up = client.send(
+                wire.Onset(stimuli=GRATING * 40, detail="probability", hypothetical=True), session=sessions[1]
+            )
+            for session, trace in zip(sessions, traces, strict=True):
+                frame = wire.Frame(number=number, device_s=number / 30, fluorescence=trace[number])
+                client.send(frame, session=session)
+            assert isinstance(client.receive(held_up, skip=wire.Accepted).body, wire.Answer)
+            at: dict[int, dict[int, wire.Answer]] = {}
+            asked: set[int] = set()
+            # A subscription takes its time, in which answers are not heard.
+            while asked != set(sessions) and sub.poll(2000):
+                message = wire.decode(sub.recv())
+                answer = message.body
+                assert isinstance(answer, wire.Answer)
+                if answer.asked == wire.Asked.STANDING and answer.onset_frame == number + 1:
+                    asked.add(message.header.session)
+                    at.setdefault(answer.submitted_ns, {})[message.header.session] = answer
+            shared = max(at.values(), key=len, default={})
+            number += 1
+    assert set(shared) == set(sessions)
+    for session, answer in shared.items():
+        assert answer.submitted_ns <= answer.done_ns <= answer.published_ns
+        client.session = session
+        alone = client.onset(stimuli=GRATING, baseline=True)
+        assert (alone.onset_frame, alone.asked) == (number, wire.Asked.NOW)
+        assert bits(alone) == bits(answer)
+    # Nobody shares the rest of the file's session.
+    for session in sessions[:2]:
+        client.ask(wire.Close(), wire.Closed, session=session)
+
+
+def test_sessions_that_stream_flat_out_are_counted_exactly_and_served_alike(client: Client) -> None:
+    sessions: list[int] = []
+    rois = [*ROIS, *(f"stranger{k}" for k in range(60 - len(ROIS)))]
+    trace = np.random.default_rng(2).lognormal(5, 0.2, (60, 60)).astype(np.float32)
+    for _ in range(3):
+        client.open(rois, unknown="mark")
+        sessions.append(client.session)
+        for start in (0, 60):
+            client.frames(trace, start=start)
+        client.ask(wire.Standing(stimuli=GRATING, detail="probability"), wire.Accepted)
+    onsets: dict[int, int] = {}
+    for number in range(120, 720):
+        for session in sessions:
+            values = trace[number % 60]
+            client.send(wire.Frame(number=number, device_s=number / 30, fluorescence=values), session=session)
+        if number % 50 == 0:
+            session = sessions[number // 50 % 3]
+            onsets[client.send(wire.Onset(stimuli=GRATING, rois=ROIS[:3]), session=session)] = number + 1
+    published = []
+    for request, frame in onsets.items():
+        answer = client.receive(request, skip=wire.Accepted).body
+        assert isinstance(answer, wire.Answer)
+        assert answer.onset_frame == frame
+        published.append(answer.published_ns)
+    assert published == sorted(published)
+
+    def counted() -> list[dict[str, int]]:
+        return [client.ask(wire.Describe(), wire.Description, session=one).counters for one in sessions]
+
+    def asked_of() -> list[int]:
+        return [one.get("standing_questions", 0) + one.get("standing_dropped", 0) for one in counted()]
+
+    # One for the frame that was the newest when it was set, and one for each after it.
+    wait_until(lambda: asked_of() == [601] * 3)
+    for one in counted():
+        assert one["frames"] == 720
+        assert "gaps" not in one
+        assert one["standing_questions"] >= 1
+    for session in sessions[:2]:
+        client.ask(wire.Close(), wire.Closed, session=session)
+
+
 def test_metrics_are_published_while_nothing_else_is_to_be_done(
     engine: EngineProcess, client: Client, context: zmq.Context[zmq.Socket[bytes]]
 ) -> None:

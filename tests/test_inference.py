@@ -170,6 +170,130 @@ def test_an_answer_is_its_own_memory_and_the_baseline_is_kept_where_it_is_asked_
     assert inference.stop(PATIENCE_S)
 
 
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+def started(bundle: Bundle, *, threads: int) -> tuple[Inference, threading.Event]:
+    woken = threading.Event()
+    inference = Inference(bundle, provider="cpu", threads=threads, on_done=woken.set)
+    inference.start()
+    assert inference.ready.wait(PATIENCE_S)
+    return inference, woken
+
+
+def collected(inference: Inference, woken: threading.Event, count: int) -> list[Slot]:
+    """As many slots as come back, in the order in which they do."""
+    found: list[Slot] = []
+    end = time.monotonic() + PATIENCE_S
+    while len(found) < count:
+        if (done := inference.collect()) is not None:
+            found.append(done)
+        else:
+            assert woken.wait(max(0.0, end - time.monotonic()))
+            woken.clear()
+    return found
+
+
+def bits(slot: Slot) -> tuple[bytes, ...]:
+    assert slot.failure is None
+    assert slot.response is not None
+    assert slot.low is not None
+    assert slot.high is not None
+    parts = (slot.probability, slot.response, slot.low, slot.high, slot.baseline, slot.level, slot.f0, slot.usable)
+    return tuple(part.tobytes() for part in parts)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_questions_that_share_a_batch_get_bit_for_bit_the_answers_of_questions_alone(
+    bundle: Bundle, threads: int
+) -> None:
+    inference, woken = started(bundle, threads=threads)
+    slots = [filled(bundle, seed=seed, neurons=neurons) for seed, neurons in enumerate([12, 3, 12, 7, 1, 4])]
+    slots[3].observed[-5:] = False
+    alone = [bits(computed(inference, woken, slot)) for slot in slots]
+    assert {slot.rows_before for slot in slots} == {0}
+    for order in (slots, slots[::-1], slots[2:5]):
+        inference.submit(*order)
+        assert collected(inference, woken, len(order)) == order
+        assert order[-1].rows_before == sum(slot.rows for slot in order[:-1])
+        assert len({slot.submitted_ns for slot in order}) == 1
+        assert all(slot.submitted_ns <= slot.done_ns for slot in order)
+        assert [bits(slot) for slot in order] == [alone[slots.index(slot)] for slot in order]
+    assert inference.stop(PATIENCE_S)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_two_questions_of_one_session_each_read_their_own_window(bundle: Bundle, threads: int) -> None:
+    inference, woken = started(bundle, threads=threads)
+    slots = [filled(bundle, seed=seed, neurons=12) for seed in range(6)]
+    for one, other in ((0, 1), (0, 3), (2, 5)):
+        slots[other].neuron = slots[one].neuron
+    alone = [bits(computed(inference, woken, slot)) for slot in slots]
+    inference.submit(*slots)
+    assert collected(inference, woken, len(slots)) == slots
+    assert [bits(slot) for slot in slots] == alone
+    # 0 | 1, 2 | 3, 4, 5: a batch ends before the second of a session.
+    assert [slot.rows_before for slot in slots] == [0, 0, 24, 0, 24, 48]
+    assert inference.stop(PATIENCE_S)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_question_that_fails_fails_alone_and_each_goes_back_in_its_turn(
+    bundle: Bundle, threads: int, at: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    inference, woken = started(bundle, threads=threads)
+    slots = [filled(bundle, seed=seed) for seed in range(3)]
+    alone = [bits(computed(inference, woken, slot)) for slot in slots]
+    whole = slots[at].row_neuron
+    for broken in (np.full(8, 99), np.full(7, 0)):
+        slots[at].row_neuron = broken
+        inference.submit(*slots)
+        assert collected(inference, woken, 3) == slots
+        assert [slot.failure is not None for slot in slots] == [one == at for one in range(3)]
+        assert [bits(slot) for slot in slots if slot is not slots[at]] == [*alone[:at], *alone[at + 1 :]]
+        assert "inference failed" in caplog.text
+        caplog.clear()
+    slots[at].row_neuron = whole
+    inference.submit(*slots)
+    assert [bits(slot) for slot in collected(inference, woken, 3)] == alone
+    assert inference.stop(PATIENCE_S)
+
+
+def test_what_comes_while_a_batch_is_computed_is_the_next_batch(bundle: Bundle) -> None:
+    """The first batch is held up in its middle, where it is handed back, until more has come."""
+    woken, go_on = threading.Event(), threading.Event()
+    slots = [filled(bundle, seed=seed) for seed in range(5)]
+
+    def on_done() -> None:
+        woken.set()
+        if slots[0].done_ns:
+            assert go_on.wait(PATIENCE_S)
+
+    inference = Inference(bundle, provider="cpu", threads=1, on_done=on_done)
+    inference.start()
+    assert inference.ready.wait(PATIENCE_S)
+    inference.submit(slots[0], slots[1])
+    assert collected(inference, woken, 1) == slots[:1]
+    inference.submit(slots[2])
+    inference.submit(slots[3], slots[4])
+    go_on.set()
+    assert collected(inference, woken, 4) == slots[1:]
+    assert [slot.rows_before for slot in slots] == [0, 8, 0, 8, 16]
+    assert inference.stop(PATIENCE_S)
+
+
+def test_what_was_submitted_before_the_end_is_answered(bundle: Bundle) -> None:
+    inference, _ = started(bundle, threads=2)
+    slots = [filled(bundle, seed=seed) for seed in range(20)]
+    for slot in slots:
+        slot.neuron = slots[0].neuron
+    inference.submit(*slots)
+    assert inference.stop(PATIENCE_S)
+    assert [inference.collect() for _ in slots] == slots
+    assert inference.collect() is None
+
+
 def test_a_preparation_that_fails_is_logged_and_the_thread_goes_on(
     bundle: Bundle, caplog: pytest.LogCaptureFixture
 ) -> None:

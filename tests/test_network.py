@@ -1,4 +1,4 @@
-"""The network as a whole: sizes prepared, pulses, and how many threads are taken."""
+"""The network as a whole: sizes prepared, pulses, several questions at a time, and how many threads are taken."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from quantformer.bundle import Bundle, load_bundle
-from quantformer_service.buffers import Device, Results
+from quantformer_service.buffers import MOST_POPULATIONS, Bucket, Device, Results
 from quantformer_service.network import Network, fastest
 from quantformer_service.runtime import open_session
 
@@ -72,6 +72,93 @@ def test_threads_are_measured_where_no_number_is_given(bundle: Bundle) -> None:
     asked = question(bundle)
     expected = open_session(bundle, provider="cpu").run(None, asked)
     np.testing.assert_allclose(answered(network, asked).logit, expected[0], atol=1e-6, rtol=1e-5)
+    network.close()
+
+
+# --- several at a time ------------------------------------------------------------------------------------------------
+
+DEVICES = [Device(), Device(lanes=2), Device(lanes=3), Device(padded=True)]
+
+
+def of_a_session(bundle: Bundle, *, neurons: int, stimuli: int, seed: int) -> dict[str, Any]:
+    """All neurons of a session, which may be larger than the bundle, and some stimuli."""
+    rng, known = np.random.default_rng(seed), bundle.neurons(bundle.manifest.neuron_ids, unknown="refuse").vectors
+    return {
+        "baseline": rng.normal(0, 0.3, (neurons, 96)).astype(np.float32),
+        "level": rng.normal(0, 0.3, (neurons, 2)).astype(np.float32),
+        "neuron": known[rng.integers(0, len(known), neurons)],
+        "stimulus": np.stack([bundle.stimulus(f"dir={45 * k:03d}") for k in range(stimuli)]),
+        "row_neuron": np.tile(np.arange(neurons), stimuli),
+        "row_stimulus": np.repeat(np.arange(stimuli), neurons),
+    }
+
+
+def together(network: Network, asked: list[dict[str, Any]]) -> list[Results | Exception]:
+    """What comes of questions that are begun one after the other and then ended."""
+    found: dict[int, Results | Exception] = {}
+    for number, one in enumerate(asked):
+
+        def then(bucket: Bucket, error: Exception | None, number: int = number) -> None:
+            found[number] = error or bucket.results()
+
+        population = network.place(one["neuron"])
+        population.baseline[:] = one["baseline"]
+        population.level[:] = one["level"]
+        rows = {name: one[name] for name in ("stimulus", "row_neuron", "row_stimulus")}
+        try:
+            network.begin(population, **rows, then=then)
+        except ValueError as error:
+            found[number] = error
+    network.end()
+    return [found[number] for number in range(len(asked))]
+
+
+def bits(results: Results | Exception) -> bytes:
+    assert isinstance(results, Results), results
+    return results.logit.tobytes() + results.response.tobytes() + results.spread.tobytes()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_together_each_gets_bit_for_bit_what_it_gets_alone(bundle: Bundle, device: Device) -> None:
+    sizes = [(241, 1), (3, 2), (300, 2), (24, 1), (1, 1), (24, 3)]
+    asked = [of_a_session(bundle, neurons=n, stimuli=s, seed=seed) for seed, (n, s) in enumerate(sizes)]
+    alone = Network(bundle, provider="cpu", device=device)
+    expected = [bits(answered(alone, one)) for one in asked]
+    alone.close()
+    network = Network(bundle, provider="cpu", device=device)
+    for order in (range(6), [5, 2, 0, 4, 1, 3], [2], [3, 5]):
+        found = together(network, [asked[one] for one in order])
+        assert [bits(one) for one in found] == [expected[one] for one in order]
+    network.close()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_more_sessions_than_are_kept_take_no_tensors_from_a_question_under_way(bundle: Bundle, device: Device) -> None:
+    """All of one size, so that each takes over another's tensors; and the last of another size."""
+    sizes = [24] * (2 * MOST_POPULATIONS) + [3]
+    asked = [of_a_session(bundle, neurons=n, stimuli=2, seed=seed) for seed, n in enumerate(sizes)]
+    network = Network(bundle, provider="cpu", device=device)
+    expected = [bits(answered(network, one)) for one in asked]
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        order = rng.permutation(len(asked))[:MOST_POPULATIONS]
+        found = together(network, [asked[one] for one in order])
+        assert [bits(one) for one in found] == [expected[one] for one in order]
+    network.close()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_one_that_asks_about_what_is_not_there_is_refused_and_the_others_are_answered(
+    bundle: Bundle, device: Device
+) -> None:
+    asked = [of_a_session(bundle, neurons=n, stimuli=2, seed=n) for n in (24, 12, 30)]
+    network = Network(bundle, provider="cpu", device=device)
+    expected = [bits(answered(network, one)) for one in asked]
+    broken = {**asked[1], "row_neuron": asked[1]["row_neuron"] + 5}
+    first, second, third = together(network, [asked[0], broken, asked[2]])
+    assert isinstance(second, ValueError)
+    assert [bits(first), bits(third)] == [expected[0], expected[2]]
+    assert [bits(one) for one in together(network, asked)] == expected
     network.close()
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quantformer_client import wire
 from quantformer_service.pace import FIRST_GUESS_NS, MARGIN_NS, REMEMBERED, Pace
 
 
@@ -38,6 +40,47 @@ def test_of_a_larger_question_than_any_so_far_as_much_more_is_expected() -> None
     assert pace.expected_ns(241) == 64_000_000 + MARGIN_NS
     # A smaller one than any so far: nothing is known of it but the first guess.
     assert pace.expected_ns(3) == FIRST_GUESS_NS
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+MS = 1_000_000
+
+
+def answer(asked: wire.Asked, *, ready_ms: int, done_ms: int) -> wire.Answer:
+    """Published 1 ms after inference was done."""
+    return wire.Answer(
+        question=1, asked=asked, phase=wire.Phase.ONSET, stimuli=("a",), onset_frame=96, onset_s=3.2, first_frame=0,
+        last_frame=95, last_frame_s=3.1, lead=0, held=0, received_ns=0, window_ready_ns=ready_ms * MS,
+        submitted_ns=ready_ms * MS, done_ns=done_ms * MS, published_ns=(done_ms + 1) * MS, deadline_ns=0,
+        bundle=bytes(32), rois=np.arange(1, dtype=np.uint32), validity=np.zeros(1, np.uint8),
+        probability=np.zeros((1, 1), np.float32),
+    )  # fmt: skip
+
+
+def test_standing_questions_of_a_batch_teach_what_all_their_rows_take_and_not_that_a_few_rows_take_so_long() -> None:
+    pace = Pace()
+    for at in range(REMEMBERED):
+        begun = 100 * at
+        pace.answered(answer(wire.Asked.STANDING, ready_ms=begun, done_ms=begun + 19), rows=241, rows_before=0)
+        pace.answered(answer(wire.Asked.STANDING, ready_ms=begun, done_ms=begun + 39), rows=241, rows_before=241)
+    assert pace.expected_ns(241) == 20 * MS + MARGIN_NS
+    assert pace.expected_ns(482) == 40 * MS + MARGIN_NS
+
+
+def test_what_an_onset_question_waits_for_others_is_expected_again_what_it_waits_for_standing_ones_is_not() -> None:
+    pace = Pace()
+    pace.answered(answer(wire.Asked.ANNOUNCED, ready_ms=0, done_ms=9), rows=100, rows_before=0)
+    assert pace.expected_ns(100) == 10 * MS + MARGIN_NS
+    pace.answered(answer(wire.Asked.ANNOUNCED, ready_ms=0, done_ms=19), rows=100, rows_before=100)
+    assert pace.expected_ns(100) == 20 * MS + MARGIN_NS
+    # A standing one of another size is under way from 100 to 149 ms; the onset question comes at 110 ms.
+    pace.answered(answer(wire.Asked.STANDING, ready_ms=100, done_ms=149), rows=500, rows_before=0)
+    pace.answered(answer(wire.Asked.NOW, ready_ms=110, done_ms=160), rows=100, rows_before=0)
+    assert pace.expected_ns(100) == 20 * MS + MARGIN_NS
+    assert pace.expected_ns(500) == 50 * MS + MARGIN_NS
+    pace.answered(answer(wire.Asked.NOW, ready_ms=110, done_ms=172), rows=100, rows_before=0)
+    assert pace.expected_ns(100) == 24 * MS + MARGIN_NS
 
 
 @settings(deadline=None)

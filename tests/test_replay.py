@@ -140,6 +140,43 @@ def test_verify_and_info_tell_of_a_recording(streamed: Path, tmp_path: Path) -> 
     assert command("replay", str(damaged), "--bundle", ".").returncode == 3
 
 
+def test_sessions_that_share_batches_are_asked_again_bit_for_bit(tiny_bundle_path: Path, tmp_path: Path) -> None:
+    with recorded(tiny_bundle_path, tmp_path) as run:
+        client, sessions = run.client, []
+        for seed in range(3):
+            client.open(ROIS)
+            sessions.append(client.session)
+            client.frames(trace(100, seed=seed))
+            client.ask(wire.Standing(stimuli=GRATINGS[: 1 + seed % 2]), wire.Accepted)
+        for number in range(100, 140):
+            # Frames of all come while this is computed; then their questions are there together.
+            asked = [client.send(wire.Onset(stimuli=GRATINGS * 60, detail="probability"), session=sessions[number % 3])]
+            for seed, session in enumerate(sessions):
+                values = trace(140, seed=seed)[number]
+                client.send(wire.Frame(number=number, device_s=number / 30, fluorescence=values), session=session)
+                asked.append(client.send(wire.Onset(stimuli=GRATINGS[seed % 2 :], rois=ROIS[seed:]), session=session))
+            for request in asked:
+                assert isinstance(client.receive(request, skip=wire.Accepted).body, wire.Answer)
+        run.safe()
+        run.end()
+    (path,) = list_recordings(tmp_path)
+    outcome = again(path, tiny_bundle_path)
+    assert outcome.differences == ()
+    assert (outcome.unlike, outcome.sessions, outcome.agrees) == ((), 3, True)
+    together: dict[int, set[int]] = {}
+    answers = 0
+    with RecordingReader(path) as reader:
+        for record in reader.records():
+            if record.kind in (Kind.ANSWER, Kind.STANDING_ANSWER):
+                answers += 1
+            if record.kind == Kind.STANDING_ANSWER:
+                submitted_ns = restore(record.payload).answer.submitted_ns
+                together.setdefault(submitted_ns, set()).add(record.session)
+    assert outcome.answers.equal == answers >= 160
+    # All three were asked at once at least once.
+    assert max(map(len, together.values())) == 3
+
+
 # --- tampering --------------------------------------------------------------------------------------------------------
 
 

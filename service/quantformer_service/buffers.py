@@ -197,6 +197,8 @@ class Population:
     def __init__(self, session: Any, *, room: int, shape: Shape, device: Device, graph_ids: count[int]) -> None:
         self._session, self._shape, self._graph_ids = session, shape, graph_ids
         self.device, self.room, self.neurons = device, room, 0
+        #: A question about it is under way: its tensors may not serve other neurons before that is answered.
+        self.busy = False
         self.inputs = {
             "baseline": Tensor((room, shape.baseline_frames), np.float32, device=device),
             "level": Tensor((room, LEVEL_QUANTITIES), np.float32, device=device),
@@ -265,10 +267,11 @@ class Populations:
     def _room_for(self, vectors: NDArray[np.float32]) -> Population:
         room = capacity(len(vectors)) if self._device.padded else len(vectors)
         if len(self._kept) >= MOST_POPULATIONS:
-            oldest = next((one for one in self._kept if one.room == room), None)
+            idle = [one for one in self._kept if not one.busy]
+            oldest = next((one for one in idle if one.room == room), None)
             if oldest is not None:
                 return oldest
-            del self._kept[0]
+            self._kept.remove(idle[0])
         made = Population(self._session, room=room, shape=self._shape, device=self._device, graph_ids=self._graph_ids)
         self._kept.append(made)
         return made

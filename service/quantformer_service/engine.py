@@ -24,6 +24,7 @@ from quantformer.errors import UsageError
 from quantformer_client import wire
 from quantformer_client.wire import ErrorCode
 from quantformer_service.answering import Answering, is_late
+from quantformer_service.batch import MOST_QUESTIONS, take_turns
 from quantformer_service.dispatch import Dispatcher, Reply, error_header, new_id
 from quantformer_service.engine_settings import EngineSettings
 from quantformer_service.garbage import Garbage
@@ -87,7 +88,8 @@ class Engine:
         )
         self._tap = Tap(settings, epoch=self.epoch)
         self._ready: deque[tuple[Session, Question]] = deque()
-        self._free = [Slot(), Slot()]
+        # One batch is computed while the next is filled.
+        self._free = [Slot() for _ in range(2 * MOST_QUESTIONS)]
         self._busy: dict[int, Session] = {}
         self._counters: Counter[str] = Counter()
         self._latency_ms: deque[float] = deque(maxlen=1024)
@@ -284,26 +286,30 @@ class Engine:
             self._ready.append((session, question))
 
     def _schedule(self) -> None:
-        """Fill free slots: onset questions first come first, a standing one only when nothing else is under way."""
+        """Hand over onset questions, first come first; standing ones only when nothing else is under way."""
+        slots: list[Slot] = []
         while self._free and self._ready:
-            self._submit(*self._ready.popleft())
-        if self._busy or self._state != "ready":
-            return
-        # The session that was served longest ago is asked first.
-        for session in list(self._dispatcher.sessions.values()):
-            question = session.docket.next_standing(now_ns=time.perf_counter_ns(), fits=self._fits)
-            if question is not None and self._submit(session, question):
-                self._dispatcher.sessions[session.number] = self._dispatcher.sessions.pop(session.number)
-                return
+            slots += self._captured(*self._ready.popleft())
+        if self._state == "ready":
+            # Once more where no frames were there for any of them.
+            while not self._busy and (turn := self._turns()):
+                for session, question in turn:
+                    slots += self._captured(session, question)
+        if slots:
+            self._inference.submit(*slots)
+
+    def _turns(self) -> list[tuple[Session, Question]]:
+        return take_turns(self._dispatcher.sessions, now_ns=time.perf_counter_ns(), fits=self._fits)
 
     def _fits(self, rows: int) -> bool:
-        """Whether a standing question of so many rows, begun now, is answered before an onset question must begin."""
+        """Whether standing questions of so many rows, begun now, are answered before an onset question must begin."""
         expected_ns = self._pace.expected_ns
         begins = [session.docket.next_begin_ns(expected_ns) for session in self._dispatcher.sessions.values()]
         earliest_ns = min((one for one in begins if one is not None), default=None)
         return earliest_ns is None or time.perf_counter_ns() + expected_ns(rows) < earliest_ns
 
-    def _submit(self, session: Session, question: Question) -> bool:
+    def _captured(self, session: Session, question: Question) -> list[Slot]:
+        """The slot of a question that is asked now; none where its frames are not there, which is told."""
         slot = self._free.pop()
         self._tap.record(
             Kind.ASKED,
@@ -318,10 +324,9 @@ class Engine:
         except Refusal as refusal:
             self._free.append(slot)
             self._fail(session, question, refusal, at_capture=True)
-            return False
+            return []
         self._busy[id(slot)] = session
-        self._inference.submit(slot)
-        return True
+        return [slot]
 
     def _finish(self, slot: Slot) -> None:
         session: Session = self._busy.pop(id(slot))
@@ -360,7 +365,7 @@ class Engine:
         self._counters["answers"] += 1
         self._counters["answers_late"] += bool(flags & wire.Flags.LATE)
         self._latency_ms.append((published_ns - answer.window_ready_ns) / 1e6)
-        self._pace.note(published_ns - answer.window_ready_ns, rows=question.rows)
+        self._pace.answered(answer, rows=question.rows, rows_before=slot.rows_before)
         self._meter.answered(answer)
 
     def _fail(self, session: Session, question: Question, refusal: Refusal, *, at_capture: bool = False) -> None:

@@ -1,7 +1,9 @@
-"""The inference thread: owns the network, turns a captured window into probabilities and a forecast.
+"""The inference thread: owns the network, turns captured windows into probabilities and forecasts.
 
-The loop fills a `Slot` (its window memory is allocated once and reused), `submit`s it and goes on; the thread writes dF/F
-into the graph's input, runs the graph and hands the slot back. Two slots: while one is computed, the next is filled.
+The loop fills a `Slot` (its window memory is allocated once and reused), `submit`s it and goes on. Whenever the thread is free
+it takes the questions that wait by then as one batch (`quantformer_service.batch`): it writes dF/F of each into the graph's
+inputs, its lanes run the graph, and each slot is handed back as soon as its own rows are computed, in the order in which they
+came. While one batch is computed, the slots of the next are filled.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -20,6 +22,8 @@ from numpy.typing import NDArray
 
 from quantformer.bundle import Bundle
 from quantformer.signal import SignalRecipe, f0_level, window_on_grid, write_baseline
+from quantformer_service.batch import first_batch
+from quantformer_service.buffers import Bucket, Population, Results
 from quantformer_service.network import Network
 from quantformer_service.runtime import Provider
 
@@ -36,7 +40,8 @@ class Slot:
 
     ``values`` float32 ``(frames, neurons)``, ``stamps`` s and ``observed`` are the captured frames; ``anchor_s`` is the
     onset frame's stamp, the origin of the grid where the rate is ``interpolated``. Row ``b`` of the graph asks about
-    ``row_neuron[b]`` and ``row_stimulus[b]``. ``baseline`` is handed back only if ``keep_baseline``.
+    ``row_neuron[b]`` and ``row_stimulus[b]``. ``baseline`` is handed back only if ``keep_baseline``. ``rows_before`` are the
+    rows of its batch that were computed before its own.
     """
 
     def __init__(self) -> None:
@@ -56,6 +61,7 @@ class Slot:
         self.forecast = True
         self.keep_baseline = True
         self.submitted_ns = self.done_ns = 0
+        self.rows_before = 0
         self.failure: str | None = None
         self.baseline = np.empty((0, 0), np.float32)
         self.level = np.empty((0, 2), np.float32)
@@ -65,6 +71,11 @@ class Slot:
         self.response: NDArray[np.float32] | None = None
         self.low: NDArray[np.float32] | None = None
         self.high: NDArray[np.float32] | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows of the graph that it asks for."""
+        return len(self.row_neuron)
 
     def room(self, frames: int, neurons: int) -> NDArray[np.float32]:
         """Memory ``(frames, neurons)`` for ``values``, which becomes it; grown only when a larger session comes."""
@@ -108,14 +119,18 @@ class _Preparation:
 
 
 class Inference:
-    """Starts the thread; ``on_done`` is called in that thread after each slot, and once after the warm-up.
+    """Starts the thread; ``on_done`` is called after slots came back, and once after the warm-up, in whichever thread.
 
     ``provider`` and ``threads`` are as `Network` takes them; once ``ready``, ``provider`` and ``threads`` tell what runs.
     """
 
     def __init__(self, bundle: Bundle, *, provider: Provider, threads: int, on_done: Callable[[], None]) -> None:
         self._bundle, self._asked, self._on_done = bundle, provider, on_done
-        self._todo: SimpleQueue[Slot | _Preparation | None] = SimpleQueue()
+        self._todo: SimpleQueue[Sequence[Slot] | _Preparation | None] = SimpleQueue()
+        self._waiting: deque[Slot] = deque()
+        self._batch: deque[Slot] = deque()
+        self._handing_back = threading.Lock()
+        self._ending = False
         self._done: SimpleQueue[Slot] = SimpleQueue()
         self._preparations: deque[_Preparation] = deque()
         self._busy_s = 0.0
@@ -128,10 +143,12 @@ class Inference:
         """Load the graph and warm up, in the thread."""
         self._thread.start()
 
-    def submit(self, slot: Slot) -> None:
-        """Hand a filled slot over; it comes back from `collect`."""
-        slot.submitted_ns = time.perf_counter_ns()
-        self._todo.put(slot)
+    def submit(self, *slots: Slot) -> None:
+        """Hand filled slots over, all at once and in their order; they come back from `collect` in that order."""
+        now_ns = time.perf_counter_ns()
+        for slot in slots:
+            slot.submitted_ns = now_ns
+        self._todo.put(slots)
 
     def collect(self) -> Slot | None:
         """The next finished slot, or None."""
@@ -159,31 +176,29 @@ class Inference:
             return
         self.ready.set()
         self._on_done()
-        while (slot := self._next(network)) is not None:
-            try:
-                slot.failure = None
-                self._answer(network, slot)
-            except Exception as error:
-                _log.exception("inference failed")
-                slot.failure = f"{type(error).__name__}: {error}"
-            slot.done_ns = time.perf_counter_ns()
-            self._done.put(slot)
-            self._on_done()
+        while batch := self._next(network):
+            self._answer(network, batch)
         network.close()
 
-    def _next(self, network: Network) -> Slot | None:
-        """The next slot, None at the end; while there is none, prepare what is to come and keep a GPU warm."""
+    def _next(self, network: Network) -> list[Slot]:
+        """The next batch, empty at the end; while nothing waits, prepare what is to come and keep a GPU warm."""
         self._busy_s = time.monotonic()
-        while True:
+        while not self._waiting and not self._ending:
             try:
-                item = self._todo.get(timeout=self._patience_s(network))
+                self._sort(self._todo.get(timeout=self._patience_s(network)))
             except Empty:
                 self._use_idle_time(network)
-                continue
-            if isinstance(item, _Preparation):
-                self._preparations.append(item)
-                continue
-            return item
+        while not self._todo.empty():
+            self._sort(self._todo.get())
+        return first_batch(self._waiting)
+
+    def _sort(self, item: Sequence[Slot] | _Preparation | None) -> None:
+        if item is None:
+            self._ending = True
+        elif isinstance(item, _Preparation):
+            self._preparations.append(item)
+        else:
+            self._waiting.extend(item)
 
     def _patience_s(self, network: Network) -> float | None:
         if self._preparations:
@@ -213,20 +228,67 @@ class Inference:
         slot.stimulus = self._bundle.stimulus_from_features(category=stimuli.categories[0], features={})[None]
         slot.row_neuron = slot.row_stimulus = np.zeros(1, np.int64)
         for _ in range(WARM_UP_RUNS):
-            self._answer(network, slot)
+            population = self._placed(network, slot)
+            found = network.ask(
+                population, stimulus=slot.stimulus, row_neuron=slot.row_neuron, row_stimulus=slot.row_stimulus
+            )
+            self._read(slot, found)
 
-    def _answer(self, network: Network, slot: Slot) -> None:
+    def _answer(self, network: Network, batch: Sequence[Slot]) -> None:
+        """Compute a batch. What one question meets is its own failure; each goes back when it and those before it are done."""
+        for slot in batch:
+            slot.failure, slot.done_ns = None, 0
+        self._batch.extend(batch)
+        for slot in batch:
+            try:
+                self._begin(network, slot)
+            except Exception as error:
+                self._end(slot, error)
+        network.end()
+
+    def _begin(self, network: Network, slot: Slot) -> None:
+        def then(bucket: Bucket, error: Exception | None) -> None:
+            try:
+                if error is None:
+                    self._read(slot, bucket.results())
+            except Exception as raised:
+                error = raised
+            self._end(slot, error)
+
+        network.begin(
+            self._placed(network, slot),
+            stimulus=slot.stimulus,
+            row_neuron=slot.row_neuron,
+            row_stimulus=slot.row_stimulus,
+            then=then,
+        )
+
+    def _placed(self, network: Network, slot: Slot) -> Population:
+        """The neurons' tensors, with the slot's window in them."""
         population = network.place(slot.neuron)
         with np.errstate(all="ignore"):  # a client may send infinities; they end as an invalid neuron
             write_input(slot, self._bundle.recipe, out=population.baseline)
         population.level[:] = slot.level
         if slot.keep_baseline:
             slot.baseline = population.baseline.copy()
-        found = network.ask(
-            population, stimulus=slot.stimulus, row_neuron=slot.row_neuron, row_stimulus=slot.row_stimulus
-        )
+        return population
+
+    def _read(self, slot: Slot, found: Results) -> None:
         slot.probability = self._bundle.probability(found.logit)
         slot.response = slot.low = slot.high = None
         if slot.forecast:
             slot.response = found.response
             slot.low, slot.high = self._bundle.interval(found.response, found.spread)
+
+    def _end(self, slot: Slot, error: Exception | None) -> None:
+        """A slot is done; it and what waited for it goes back. Called in whichever lane was the last."""
+        if error is not None:
+            _log.error("inference failed", exc_info=error)
+            slot.failure = f"{type(error).__name__}: {error}"
+        with self._handing_back:
+            slot.done_ns = time.perf_counter_ns()
+            first = self._batch[0].done_ns > 0
+            while self._batch and self._batch[0].done_ns:
+                self._done.put(self._batch.popleft())
+        if first:
+            self._on_done()

@@ -1,15 +1,40 @@
-"""Threads that compute the parts of one question side by side.
+"""Threads that compute the parts of questions side by side.
 
 One run of the graph on several threads makes them meet after each of its operations. Here each lane computes whole runs of
-other rows, and they meet once.
+other rows, and they meet once, when all that was begun is done.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
+
+Task = Callable[[], None]
+#: Called when a job is done, with what a task of it raised.
+Then = Callable[[Exception | None], None]
+
+
+class _Job:
+    """Tasks that belong together, and what follows the last of them."""
+
+    def __init__(self, tasks: int, then: Then) -> None:
+        self._left, self._then = tasks, then
+        self._raised: Exception | None = None
+        self._lock = threading.Lock()
+
+    def call(self, task: Task) -> None:
+        if self._raised is None:  # else the answer is lost, and the other tasks need not be called
+            try:
+                task()
+            except Exception as error:
+                self._raised = error
+        with self._lock:
+            self._left -= 1
+            ended = self._left == 0
+        if ended:
+            self._then(self._raised)
 
 
 class Lanes:
@@ -17,7 +42,9 @@ class Lanes:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._work: SimpleQueue[deque[Callable[[], None]] | None] = SimpleQueue()
+        self._left: deque[tuple[_Job, Task]] = deque()
+        self._called = 0
+        self._work: SimpleQueue[bool] = SimpleQueue()
         self._done: SimpleQueue[Exception | None] = SimpleQueue()
         self._threads = [
             threading.Thread(target=self._help, name=f"lane-{number}", daemon=True) for number in range(1, count)
@@ -25,35 +52,57 @@ class Lanes:
         for thread in self._threads:
             thread.start()
 
-    def run(self, tasks: Iterable[Callable[[], None]]) -> None:
-        """Call every task once; each lane takes the next one when it is free. Raises what a task raised."""
-        left = deque(tasks)
-        helpers = min(len(self._threads), len(left) - 1)
+    def begin(self, tasks: Sequence[Task], *, then: Then) -> None:
+        """Hand over a job; the other lanes begin at once, the caller's helps in `end`.
+
+        Tasks are taken in the order in which they were begun, each by the next lane that is free. ``then`` is called once,
+        in the lane that ended the last of them, or here where there are none. It must not raise.
+        """
+        if not tasks:
+            then(None)
+            return
+        job = _Job(len(tasks), then)
+        self._left.extend((job, task) for task in tasks)
+        # One is left to the caller's lane: a single task wakes nobody.
+        helpers = max(0, min(len(self._threads), len(self._left) - 1))
         for _ in range(helpers):
-            self._work.put(left)
-        raised = [_drain(left), *(self._done.get() for _ in range(helpers))]
+            self._work.put(True)
+        self._called += helpers
+
+    def end(self) -> None:
+        """Help, and return when every job that was begun is done. Raises what a ``then`` raised."""
+        raised = [self._drain(), *(self._done.get() for _ in range(self._called))]
+        self._called = 0
         for error in raised:
             if error is not None:
                 raise error
 
+    def run(self, tasks: Sequence[Task]) -> None:
+        """One job, begun and ended. Raises what a task raised."""
+        raised: list[Exception | None] = []
+        self.begin(tasks, then=raised.append)
+        self.end()
+        if raised[0] is not None:
+            raise raised[0]
+
     def close(self) -> None:
         """End the threads."""
         for _ in self._threads:
-            self._work.put(None)
+            self._work.put(False)
 
     def _help(self) -> None:
-        while (left := self._work.get()) is not None:
-            self._done.put(_drain(left))
+        while self._work.get():
+            self._done.put(self._drain())
 
-
-def _drain(left: deque[Callable[[], None]]) -> Exception | None:
-    try:
+    def _drain(self) -> Exception | None:
+        """Call tasks until none is left; what a ``then`` raised stops no other job."""
+        raised: Exception | None = None
         while True:
             try:
-                task = left.popleft()
+                job, task = self._left.popleft()
             except IndexError:
-                return None
-            task()
-    except Exception as error:
-        left.clear()  # the answer is lost; the other lanes need not go on
-        return error
+                return raised
+            try:
+                job.call(task)
+            except Exception as error:
+                raised = error

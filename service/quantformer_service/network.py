@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantformer.bundle import Bundle
-from quantformer_service.buffers import Device, Population, Populations, Results, Shape
+from quantformer_service.buffers import Bucket, Device, Population, Populations, Results, Shape
 from quantformer_service.lanes import Lanes
 from quantformer_service.runtime import RUNTIME_NAMES, Provider, open_session
 
@@ -21,7 +21,7 @@ WORTH_A_THREAD = 1.05
 
 
 class Network:
-    """Questions in, results out.
+    """Questions in, results out: one by `ask`, several at a time by `begin` and `end`.
 
     ``threads`` are the CPU threads of one question, 0 as many as are fastest for the bundle's neurons; on a GPU they mean
     nothing. ``device`` is for tests: where tensors lie, in place of what the provider asks for.
@@ -47,6 +47,7 @@ class Network:
     def _use(self, device: Device) -> None:
         self._device, self._lanes = device, Lanes(device.lanes)
         self._populations = Populations(self._session, shape=self._shape, device=device)
+        self._begun: list[Population] = []
 
     @property
     def threads(self) -> int:
@@ -54,8 +55,42 @@ class Network:
         return self._device.lanes
 
     def place(self, vectors: NDArray[np.float32]) -> Population:
-        """The tensors of the neurons with these vectors; fill its ``baseline`` and ``level``, then `ask`."""
+        """The tensors of the neurons with these vectors; fill its ``baseline`` and ``level``, then `ask` or `begin`."""
         return self._populations.of(vectors)
+
+    def begin(
+        self,
+        population: Population,
+        *,
+        stimulus: NDArray[np.float32],
+        row_neuron: NDArray[np.int64],
+        row_stimulus: NDArray[np.int64],
+        then: Callable[[Bucket, Exception | None], None],
+    ) -> None:
+        """Hand the rows to the lanes; inputs as `docs/architecture.md` lists them.
+
+        Of one population one question may be under way, of at most `MOST_POPULATIONS` at a time. ``then`` is called in a
+        lane as soon as the rows are computed, with the bucket that has the results or with what a run raised; it must not
+        raise.
+
+        Raises:
+            ValueError: a row asks about a neuron or stimulus that is not there; ``then`` is not called.
+        """
+        population.upload()
+        bucket = population.bucket(stimuli=len(stimulus), rows=len(row_neuron))
+        bucket.ask(stimulus=stimulus, row_neuron=row_neuron, row_stimulus=row_stimulus)
+        population.busy = True
+        self._begun.append(population)
+        self._lanes.begin(bucket.runs, then=lambda error: then(bucket, error))
+
+    def end(self) -> None:
+        """Return when all that was begun is answered."""
+        try:
+            self._lanes.end()
+        finally:
+            for population in self._begun:
+                population.busy = False
+            self._begun.clear()
 
     def ask(
         self,
@@ -65,16 +100,23 @@ class Network:
         row_neuron: NDArray[np.int64],
         row_stimulus: NDArray[np.int64],
     ) -> Results:
-        """Compute the rows; inputs as `docs/architecture.md` lists them.
+        """One question, begun and ended.
 
         Raises:
             ValueError: a row asks about a neuron or stimulus that is not there.
         """
-        population.upload()
-        bucket = population.bucket(stimuli=len(stimulus), rows=len(row_neuron))
-        bucket.ask(stimulus=stimulus, row_neuron=row_neuron, row_stimulus=row_stimulus)
-        self._lanes.run(bucket.runs)
-        return bucket.results()
+        raised: list[Exception | None] = []
+        buckets: list[Bucket] = []
+
+        def then(bucket: Bucket, error: Exception | None) -> None:
+            buckets.append(bucket)
+            raised.append(error)
+
+        self.begin(population, stimulus=stimulus, row_neuron=row_neuron, row_stimulus=row_stimulus, then=then)
+        self.end()
+        if raised[0] is not None:
+            raise raised[0]
+        return buckets[0].results()
 
     def prepare(self, vectors: NDArray[np.float32], *, stimuli: int, rows: int) -> None:
         """Make tensors for questions of this size and, on a GPU, capture their graph, so that no frame has to."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 
+from quantformer_client import wire
+
 #: Time in ns taken until an onset question has been measured.
 FIRST_GUESS_NS = 10_000_000
 #: Margin in ns on top of the slowest recent answer.
@@ -22,6 +24,21 @@ class Pace:
 
     def __init__(self) -> None:
         self._took_ns: dict[int, deque[int]] = {}
+        #: When the last standing question was computed.
+        self._stood_ns = 0
+
+    def answered(self, answer: wire.Answer, *, rows: int, rows_before: int) -> None:
+        """An answer of so many rows was published, in whose batch ``rows_before`` came before them.
+
+        What a standing question took holds what was computed before it, and so is noted for all those rows. An onset question
+        may wait for others, which it may again; but not for standing ones, since they make way for one whose time is known:
+        those that were under way when it came are left out.
+        """
+        if answer.asked == wire.Asked.STANDING:
+            self._stood_ns = answer.done_ns
+            self.note(answer.published_ns - answer.window_ready_ns, rows=rows_before + rows)
+        else:
+            self.note(answer.published_ns - max(answer.window_ready_ns, self._stood_ns), rows=rows)
 
     def note(self, took_ns: int, *, rows: int) -> None:
         """An answer of so many rows took this long, from its window being ready to its publishing."""
