@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,7 @@ def test_a_batch_ends_where_the_next_does_not_fit(asked: list[tuple[int, int]], 
 def test_every_question_is_in_one_batch_in_its_order_within_the_bounds(asked: list[tuple[int, int]]) -> None:
     found = batches(asked)
     assert [one for batch in found for one in batch] == list(range(len(asked)))
-    for batch, following in zip(found, [*found[1:], None], strict=True):
+    for batch, following in zip_longest(found, found[1:]):
         sessions, rows = [asked[one][0] for one in batch], sum(asked[one][1] for one in batch)
         assert len(set(sessions)) == len(batch) <= MOST_QUESTIONS
         assert len(batch) == 1 or rows <= MOST_ROWS
