@@ -244,3 +244,18 @@ def test_no_more_windows_are_in_memory_than_a_chunk_of_moments_has(
     windows = found.valid.size * recipe.window_frames * found.values.itemsize
     assert found.valid.size >= 1000
     assert peaks[1] < windows / 2 < windows < peaks[64]
+
+
+def test_plain_rows_are_cut_in_pieces(both: tuple[ExampleSource, IndexedPart], monkeypatch: pytest.MonkeyPatch) -> None:
+    source = IndexedSource([both[1]] * 40, signal_scale=SCALE, recipe=SignalRecipe())
+    found, peaks = [], []
+    for piece in (32, len(source)):
+        monkeypatch.setattr(module, "_PIECE", piece)
+        tracemalloc.start()
+        found.append(source.rows())
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    for name, column in vars(found[0]).items():
+        np.testing.assert_array_equal(column, getattr(found[1], name), err_msg=name)
+    held = sum(column.nbytes for column in vars(found[0]).values() if column is not None)
+    assert peaks[0] < 1.5 * held < peaks[1]
