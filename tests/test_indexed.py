@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -221,3 +222,40 @@ def test_groups_that_miss_the_same_frames_are_what_each_would_be_alone(
     for place, missing in enumerate(chosen):
         alone = source._whole(np.array([place]), missing=missing[None])[0]
         same(alone, together.select(torch.arange(3 * place, 3 * place + 3)))
+
+
+def test_no_more_windows_are_in_memory_than_a_chunk_of_moments_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording, recipe = small_recording(neurons=100, trials=24, period_s=4.0), SignalRecipe()
+    reader = SessionReader(
+        write_session(recording, tmp_path / "s"),
+        split=split_by_time(recording, recipe=recipe, train_trials=20),
+        recipe=recipe,
+        rule=LabelRule(),
+    )
+    moments, peaks = real_moments(recording), {}
+    for chunk in (1, 64):
+        monkeypatch.setattr(module, "_CHUNK", chunk)
+        tracemalloc.start()
+        found = reader.read(moments, part="train")
+        peaks[chunk] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    windows = found.valid.size * recipe.window_frames * found.values.itemsize
+    assert found.valid.size >= 1000
+    assert peaks[1] < windows / 2 < windows < peaks[64]
+
+
+def test_plain_rows_are_cut_in_pieces(both: tuple[ExampleSource, IndexedPart], monkeypatch: pytest.MonkeyPatch) -> None:
+    source = IndexedSource([both[1]] * 40, signal_scale=SCALE, recipe=SignalRecipe())
+    found, peaks = [], []
+    for piece in (32, len(source)):
+        monkeypatch.setattr(module, "_PIECE", piece)
+        tracemalloc.start()
+        found.append(source.rows())
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    for name, column in vars(found[0]).items():
+        np.testing.assert_array_equal(column, getattr(found[1], name), err_msg=name)
+    held = sum(column.nbytes for column in vars(found[0]).values() if column is not None)
+    assert peaks[0] < 1.5 * held < peaks[1]

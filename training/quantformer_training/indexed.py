@@ -1,6 +1,6 @@
 """Trials by index: what is known of every neuron-trial stays in memory, its window is cut from the trace store when asked.
 
-A row costs 9 bytes and its share of a few tables, so the 42 million neuron-trials of eleven Allen mice fit where their
+A row costs 10 bytes and its share of a few tables, so the 42 million neuron-trials of eleven Allen mice fit where their
 windows (27 GB) do not. Signal processing is `quantformer.signal`'s, as everywhere; a test holds gathered windows to those of
 `TrialReader`, bit for bit.
 """
@@ -77,21 +77,36 @@ class SessionReader:
 
     def read(self, moments: Moments, *, part: str) -> IndexedTrials:
         """Index the moments whose whole window lies in ``part``."""
-        found = []
-        for start in range(0, max(len(moments), 1), _CHUNK):
-            index = np.arange(start, min(start + _CHUNK, len(moments)))
-            trials = self._reader.read(moments.select(index), part=part)
-            found.append((trials, quantities(trials, signal_scale=1.0).astype(np.float32)))
+        starts = range(0, max(len(moments), 1), _CHUNK)
+        found = [
+            self._indexed(moments.select(np.arange(start, min(start + _CHUNK, len(moments)))), part=part)
+            for start in starts
+        ]
         return IndexedTrials(
             session=self.session,
-            moments=Moments.joined([trials.moments for trials, _ in found]),
-            valid=np.concatenate([trials.valid for trials, _ in found]),
-            active=np.concatenate([trials.active for trials, _ in found]),
-            f0=np.concatenate([trials.f0 for trials, _ in found]),
-            values=np.concatenate([values for _, values in found]),
+            moments=Moments.joined([one.moments for one in found]),
+            valid=np.concatenate([one.valid for one in found]),
+            active=np.concatenate([one.active for one in found]),
+            f0=np.concatenate([one.f0 for one in found]),
+            values=np.concatenate([one.values for one in found]),
             f0_minimum=self._reader.f0_minimum,
             usual_f0=self._reader.usual_f0,
-            rejected={reason: sum(trials.rejected[reason] for trials, _ in found) for reason in found[0][0].rejected},
+            rejected={reason: sum(one.rejected[reason] for one in found) for reason in found[0].rejected},
+        )
+
+    def _indexed(self, moments: Moments, *, part: str) -> IndexedTrials:
+        """Few moments at once; their windows go when this is done."""
+        trials = self._reader.read(moments, part=part)
+        return IndexedTrials(
+            session=self.session,
+            moments=trials.moments,
+            valid=trials.valid,
+            active=trials.active,
+            f0=trials.f0,
+            values=quantities(trials, signal_scale=1.0).astype(np.float32),
+            f0_minimum=self._reader.f0_minimum,
+            usual_f0=self._reader.usual_f0,
+            rejected=trials.rejected,
         )
 
 
@@ -116,11 +131,12 @@ class IndexedSource:
 
     def __init__(self, parts: Sequence[IndexedPart], *, signal_scale: float, recipe: SignalRecipe) -> None:
         self.parts, self.signal_scale, self.recipe = tuple(parts), signal_scale, recipe
-        found = [np.nonzero(part.trials.valid) for part in self.parts]
+        # In 32 bits part by part: those of all parts in 64 would be twice the index.
+        found = [[axis.astype(np.int32) for axis in np.nonzero(part.trials.valid)] for part in self.parts]
         self._rows = _Index(
             part=np.repeat(np.arange(len(found), dtype=np.int16), [len(moment) for moment, _ in found]),
-            moment=np.concatenate([moment.astype(np.int32) for moment, _ in found]),
-            neuron=np.concatenate([neuron.astype(np.int32) for _, neuron in found]),
+            moment=np.concatenate([moment for moment, _ in found]),
+            neuron=np.concatenate([neuron for _, neuron in found]),
         )
 
     def __len__(self) -> int:
@@ -187,7 +203,15 @@ class IndexedSource:
     def rows(self, *, most: int | None = None) -> Rows:
         """The rows, or an even choice of ``most``, as plain arrays: what classical models learn from and scores need."""
         index = self._rows.select(even(len(self), most))
-        cut = self._cut(index, missing=self._withheld(0))
+        recipe, rows = self.recipe, len(index)
+        baseline = np.empty((rows, recipe.baseline_frames), np.float32)
+        response = np.empty((rows, recipe.response_frames), np.float32)
+        f0, active = np.empty(rows), np.empty(rows, bool)
+        # Piece by piece: cutting takes twice the room of what it gives, and the test part of a cohort has millions of rows.
+        for start in range(0, rows, _PIECE):
+            here = np.arange(start, min(start + _PIECE, rows))
+            cut = self._cut(index.select(here), missing=self._withheld(0))
+            baseline[here], response[here], f0[here], active[here] = cut.baseline, cut.response, cut.f0, cut.active
         offset, first = [], 0
         for one in self.parts:
             trial = one.trials.moments.trial
@@ -196,13 +220,13 @@ class IndexedSource:
             offset.append(first)
             first += int(trial.max(initial=-1)) + 1
         return Rows(
-            baseline=cut.baseline,
-            f0=cut.f0,
+            baseline=baseline,
+            f0=f0,
             neuron=self._of(index, [one.neuron for one in self.parts], by="neuron"),
             stimulus=self._of(index, [one.trials.moments.labels() for one in self.parts]),
             trial=self._of(index, [one.trials.moments.trial + offset[i] for i, one in enumerate(self.parts)]),
-            active=cut.active,
-            response=cut.response,
+            active=active,
+            response=response,
         )
 
     def _withheld(self, lead: int) -> NDArray[np.bool_]:
