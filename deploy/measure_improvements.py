@@ -139,7 +139,8 @@ class Effect:
 
 def effects(found: Sequence[Measured], *, seed: int) -> dict[str, dict[str, Effect]]:
     """By what was taken away, and by score."""
-    titles, drawn = list(found[0].scores), []
+    titles = list(found[0].scores)
+    drawn: list[NDArray[np.int64]] = []
     for number, one in enumerate(found):
         trials = len(np.unique(one.trial))
         drawn.append(np.random.default_rng((seed, number)).integers(0, trials, (RESAMPLES, trials)))

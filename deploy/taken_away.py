@@ -1,4 +1,4 @@
-"""QuantFormer with one improvement over the paper taken away: how that is done, and what is then answered.
+"""QuantFormer with one improvement over the paper taken away: how that is done, and what it then answers.
 
 The library has no switches for this. What is taken away is taken from the data, from the rows or from the configuration, or a
 name of the library stands for something else in this process while a model is trained.
