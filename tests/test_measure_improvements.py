@@ -181,7 +181,7 @@ def test_a_network_without_level_has_learned_nothing_of_it(
 
 @pytest.mark.slow
 def test_a_tiny_run_tells_of_every_improvement(script: ModuleType) -> None:
-    found = script.measure(mice=2, seed=0, effort=TINY, neurons=4, presentations=40)
+    found = script.measure(mice=2, seed=0, effort=TINY, neurons=8, presentations=40)
     made = script.effects(found, seed=0)
     assert len(script.table(made).splitlines()) == 2 + len(made)
     post_hoc, seeds = list(made)[1:3], list(made)[-3:]
