@@ -55,7 +55,7 @@ class Run:
     """One run of the script: where bundles and results lie, and how much of everything is done."""
 
     live: Path
-    small: Path
+    tiny: Path
     out: Path
     scale: float
     seed: int
@@ -111,7 +111,7 @@ def overhead(run: Run) -> Found:
     """N = 241, a standing question about every frame."""
     pace = run.pace(3000)
     how, rows, files = [], [], []
-    for network, bundle in (("live", run.live), ("small", run.small)):
+    for network, bundle in (("live", run.live), ("tiny", run.tiny)):
         before = machine()
         with started(bundle) as subject:
             (one,) = run.bench(f"overhead-{network}", subject, pace, [Condition(neurons=NEURONS)], before=before).results
@@ -119,7 +119,7 @@ def overhead(run: Run) -> Found:
         rows += aims.overhead_rows(one, network=network, every_frame=network == "live")
         files.append(f"overhead-{network}.json")
     about = (
-        "small is the tests' network (d 16, one layer), whose inference is far below a frame: its overhead is no wait for the "
+        "tiny is the tests' network (d 16, one layer), whose inference is far below a frame: its overhead is no wait for the "
         "inference of the frame before; live is the preset that answers every frame on a CPU"
     )
     return Found(how=[paced(pace), about, *how], rows=rows, files=files)
@@ -141,7 +141,7 @@ def isolation(run: Run) -> Found:
     pace = run.pace(3000)
     how, rows, files = [], [], []
     conditions = [Condition(neurons=NEURONS), *(Condition(neurons=NEURONS, disturb=one) for one in DISTURBANCES)]
-    for network, bundle in (("live", run.live), ("small", run.small)):
+    for network, bundle in (("live", run.live), ("tiny", run.tiny)):
         before = machine()
         with (
             tempfile.TemporaryDirectory(prefix="quantformer-record-") as recordings,
@@ -183,7 +183,7 @@ def kills(run: Run) -> Found:
     """kill -9 of engine and recorder at random moments of a recorded stream."""
     times = run.times(200)
     with tempfile.TemporaryDirectory(prefix="quantformer-record-") as recordings:
-        with started(run.small, flags=["--record", recordings, *OFTEN]) as subject:
+        with started(run.tiny, flags=["--record", recordings, *OFTEN]) as subject:
             killed, acknowledged = kill_again_and_again(
                 subject.target, times=times, rois=subject.target.rois(NEURONS), rate_hz=30.0, seed=run.seed, say=say
             )
@@ -300,7 +300,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="quantformer-bundle-") as folder:
         run = Run(
             live=Path(folder) / "live",
-            small=Path(folder) / "small",
+            tiny=Path(folder) / "tiny",
             out=asked.out,
             scale=asked.scale,
             seed=asked.seed,
@@ -308,7 +308,7 @@ def main() -> None:
         )
         ids = tuple(f"n{number:05d}" for number in range(NEURONS))
         made_up().write_tiny_bundle(run.live, neuron_ids=ids, config=PRESETS["live"])
-        made_up().write_tiny_bundle(run.small, neuron_ids=ids)
+        made_up().write_tiny_bundle(run.tiny, neuron_ids=ids)
         for part in asked.part:
             kept[part] = section(part, run)
             record = Record(

@@ -54,7 +54,7 @@ def test_parts_are_named_in_the_order_of_the_table(measure_engine: ModuleType) -
 
 
 def run_at(module: ModuleType, scale: float, folder: Path) -> object:
-    return module.Run(live=folder, small=folder, out=folder, scale=scale, seed=3, command="c")
+    return module.Run(live=folder, tiny=folder, out=folder, scale=scale, seed=3, command="c")
 
 
 def test_a_trial_is_shorter_and_still_asks(measure_engine: ModuleType, tmp_path: Path) -> None:
