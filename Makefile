@@ -7,6 +7,7 @@
 #   make test-soak   stream 241 neurons at 30 Hz through the whole service; SOAK_SECONDS=60 is shorter than 5 minutes
 #   make test-allen   read Allen files with allensdk and with our reader, and compare; ALLEN_DATA=DIR
 #   make bench   measure what docs/benchmarks.md reports of the installation, of training and of inference; some minutes
+#   make bench-engine   measure the engine's table, about two hours with nothing else running; PART=start,kills for some of it
 #   make clean   remove .venv, build products and caches; reports and runs stay
 #
 # Another interpreter: make test PYTHON=/path/to/python3.12
@@ -17,7 +18,7 @@ PY = .venv/bin/python
 # Also holds for the isolated environment in which pip builds the package itself.
 INSTALL = PIP_CONSTRAINT=constraints.txt $(PY) -m pip install --quiet
 
-.PHONY: demo test test-slow test-soak test-allen check bench clean
+.PHONY: demo test test-slow test-soak test-allen check bench bench-engine clean
 
 demo: .venv/run.stamp
 	.venv/bin/quantformer demo
@@ -41,6 +42,9 @@ bench: .venv/run.stamp
 	$(PY) deploy/measure_import.py
 	$(PY) deploy/measure_training.py
 	$(PY) deploy/measure_inference.py
+
+bench-engine: .venv/run.stamp
+	$(PY) deploy/measure_engine.py $(if $(PART),--part $(PART))
 
 clean:
 	rm -rf .venv .venv-allen dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

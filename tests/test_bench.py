@@ -86,6 +86,8 @@ def check_counts(one: Result, *, pace: Pace, streams: int = 1) -> None:
         assert one.figures[name].mean >= 0
     assert one.stages["slowest"]["inference"] > 0
     assert one.usage["engine"].memory_most_mib > 10
+    assert one.usage["engine"].memory_settled_mib is not None
+    assert 10 < one.usage["engine"].memory_settled_mib <= one.usage["engine"].memory_most_mib
     assert one.usage["engine"].cpu_share > 0
 
 
@@ -113,6 +115,8 @@ def test_the_cost_of_a_frame_beside_inference_is_probed_with_one_roi(target: Tar
     (one,), _ = measure(target, [Condition(neurons=40, questions="none")])
     assert one.kind == "probe"
     check_counts(one, pace=PACE)
+    # As often as a question is asked.
+    assert one.figures["bare"].count == PACE.rounds * -(-PACE.frames_a_round // PACE.every)
 
 
 def test_sessions_at_once_and_growth(target: Target) -> None:

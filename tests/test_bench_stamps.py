@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from quantformer.errors import UsageError
 from quantformer_cli.benchmark.charts import growth_exponent
+from quantformer_cli.benchmark.growth import beyond_fixed
 from quantformer_cli.benchmark.histogram import LONGEST_NS, Histogram
 from quantformer_cli.benchmark.plan import Condition, Pace, conditions
 from quantformer_cli.benchmark.results import figure
@@ -255,3 +256,40 @@ def test_growth_is_the_power_of_the_size() -> None:
     assert growth_exponent([(10, 9.0), (20, 9.0)]) == pytest.approx(0.0)
     assert growth_exponent([(10, 2.0), (20, 8.0)]) == pytest.approx(2.0)
     assert growth_exponent([(10, 2.0)]) is None
+
+
+SIZES = (1, 10, 100, 241, 1000, 3000, 10_000, 20_000)
+
+
+@pytest.mark.parametrize("power", [0.8, 1.0, 1.5])
+def test_growth_beyond_a_fixed_cost_is_told_from_it(power: float) -> None:
+    points = [(float(size), 300.0 + 2.0 * size**power) for size in SIZES]
+    found = beyond_fixed(points)
+    assert found is not None
+    assert (found.fixed_us, found.factor_us, found.power) == (
+        pytest.approx(300.0), pytest.approx(2.0), pytest.approx(power),
+    )  # fmt: skip
+    assert found.error < 1e-9
+    # As a whole it grows less: that is what the fixed cost hides.
+    whole = growth_exponent(points)
+    assert whole is not None
+    assert whole < power
+
+
+def test_growth_that_is_noise_is_no_growth() -> None:
+    rng = np.random.default_rng(0)
+    found = beyond_fixed([(float(size), 300.0 * rng.normal(1.0, 0.03)) for size in SIZES])
+    assert found is not None
+    assert (found.power, found.factor_us) == (0.0, 0.0)
+    assert found.fixed_us == pytest.approx(300.0, rel=0.05)
+    assert beyond_fixed([(1.0, 3.0), (2.0, 4.0), (3.0, 5.0)]) is None
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_fit_has_a_negative_part(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    found = beyond_fixed([(float(size), float(10 ** rng.uniform(0.0, 6.0))) for size in SIZES[: rng.integers(4, 9)]])
+    assert found is not None
+    assert found.fixed_us >= 0
+    assert found.factor_us >= 0
+    assert 0 <= found.error <= 1

@@ -15,6 +15,7 @@ from recorded_run import GRATINGS, ROIS, busy_run, recorded, trace
 from recorder_process import RecorderProcess, list_recordings
 from running_service import RunningService, feed, until
 
+from quantformer_cli.benchmark.survival import survival
 from quantformer_client import wire
 from quantformer_client.wire import ErrorCode
 from quantformer_service.recording_file import Ending, Kind, Record, RecordingReader
@@ -319,19 +320,12 @@ def kill_again_and_again(bundle: Path, directory: Path, *, times: int, seed: int
 
 
 def check_files(directory: Path, acknowledged: dict[int, int]) -> None:
-    """Every file is whole but for a torn tail, and every record that was acknowledged is there, in order."""
-    found: dict[int, set[int]] = {}
-    for path in list_recordings(directory):
-        with RecordingReader(path) as reader:
-            survey = reader.survey()
-            assert not survey.damages, (path, survey.damages)
-            if reader.header is not None:
-                numbers = {one.sequence for one in reader.records() if one.kind not in (Kind.START, Kind.END)}
-                found.setdefault(reader.header.epoch, set()).update(numbers)
+    """Every file is whole but for a torn tail, and every record that was acknowledged is there."""
+    found = survival(directory, acknowledged)
     assert acknowledged
-    for epoch, last in acknowledged.items():
-        missing = set(range(1, last + 1)) - found.get(epoch, set())
-        assert not missing, f"epoch {epoch}: {len(missing)} of {last} acknowledged records are gone"
+    assert found.damages == []
+    assert found.missing == {}
+    assert found.acknowledged <= found.records
 
 
 def test_what_was_acknowledged_survives_kills_at_random_moments(tiny_bundle_path: Path, tmp_path: Path) -> None:

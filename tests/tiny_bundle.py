@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantformer.bundle import Bundle, Vectors, write_bundle
-from quantformer.config import TUNING_QUANTITIES, ModelConfig
+from quantformer.config import PRESETS, TUNING_QUANTITIES, ModelConfig
 from quantformer.manifest import Calibration, Interval, Label, LeadSkill, Manifest, StimulusSpec
 from quantformer.signal import SignalRecipe
 from quantformer.vocabulary import NOTHING, ONGOING, StimulusRecipe
@@ -71,7 +71,7 @@ def write_tiny_bundle(
     manifest = Manifest(
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
         software="test",
-        preset="tiny",
+        preset=next((name for name, one in PRESETS.items() if one == config), "tiny"),
         precision="float32",
         d=d,
         codes=config.codes,

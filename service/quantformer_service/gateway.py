@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import importlib
 import logging
 import os
 import socket
 import threading
-from collections.abc import Iterator
-
-import uvicorn
 
 from quantformer.bundle import load_bundle
 from quantformer.errors import QuantformerError
-from quantformer_service.api import Api, build
 from quantformer_service.engine_link import EngineLink
 from quantformer_service.gpu import Gpu
 from quantformer_service.predict_queue import PredictQueue
@@ -25,16 +21,7 @@ from quantformer_service.supervisor import listen
 _log = logging.getLogger(__name__)
 #: Lower priority than the engine's, higher than the predictor's.
 NICENESS = 5
-_GRACE_S = 1
 _POLL_S = 0.05
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without signal handlers: `process` decides when this process ends."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def gateway(settings: Settings, stop: threading.Event) -> None:
@@ -57,20 +44,16 @@ def gateway(settings: Settings, stop: threading.Event) -> None:
 async def _serve(settings: Settings, stop: threading.Event, listener: socket.socket) -> None:
     bundle = load_bundle(settings.bundle)
     async with EngineLink(settings) as link, PredictQueue(settings) as predictions:
+        # The slowest part of the start; the predictor starts meanwhile, and the engine is waited for.
+        await asyncio.to_thread(importlib.import_module, "quantformer_service.http_server")
+        from quantformer_service.api import Api
+        from quantformer_service.http_server import HttpServer
+
         gpu = Gpu()
         gpu.start()
-        api = Api(settings=settings, bundle=bundle, link=link, predictions=predictions, gpu=gpu)
-        config = uvicorn.Config(
-            build(api, settings=settings),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            lifespan="off",
-            ws_max_size=settings.max_body_bytes,
-            timeout_graceful_shutdown=_GRACE_S,
+        server = HttpServer(
+            Api(settings=settings, bundle=bundle, link=link, predictions=predictions, gpu=gpu), settings=settings
         )
-        server = _Server(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         told = False
         while not stop.is_set() and not serving.done():

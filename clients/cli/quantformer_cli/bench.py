@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +14,13 @@ from quantformer.errors import MissingExtraError, UsageError
 from quantformer_cli.main import Parser, Subparsers, add_settings, add_verb
 
 if TYPE_CHECKING:
-    from quantformer_cli.benchmark.measure import Target
     from quantformer_cli.benchmark.plan import Condition, Pace
     from quantformer_cli.benchmark.results import Document
+    from quantformer_cli.benchmark.service import Subject
     from quantformer_service.settings import Settings
 
 #: The service that the bench starts has its own ports and is on the loopback; these settings are not handed on.
 _OWN = {"bundle", "host", "http_port", "zmq_port", "pub_port", "tcp_port", "token", "shutdown_s", "log", "log_level"}
-
-#: METRICS come about once a second, at rates that leave no pause within 4 s.
-_METRICS_S = 6.0
 
 
 def add_parser(subparsers: Subparsers[Parser]) -> Parser:
@@ -183,58 +178,42 @@ def _compare(first: Path, second: Path) -> int:
 
 
 def _measure(args: argparse.Namespace, settings: Settings, pace: Pace, conditions: Sequence[Condition]) -> Document:
-    from quantformer_cli.benchmark.gpu import GpuWatch
-    from quantformer_cli.benchmark.measure import Bench, machine
-    from quantformer_cli.benchmark.results import Document, Service
-    from quantformer_training.machine import software
+    from quantformer_cli.benchmark.measure import machine
+    from quantformer_cli.benchmark.service import measured
 
     before = machine()
-    with _target(args, settings, conditions) as (target, status, preset), GpuWatch() as gpu:
-        bench = Bench(target, pace, say=lambda line: print(line, file=sys.stderr, flush=True))
-        results = bench.measure(conditions)
-        service = Service(
-            engine=status["engine"],
-            bundle=status["bundle"],
-            provider=status["provider"],
-            threads=target.threads,
-            preset=preset,
-            started=not args.connect,
-            address=f"{target.host}:{target.zmq_port}",
+    with _subject(args, settings, conditions) as subject:
+        return measured(
+            subject,
+            pace,
+            conditions,
+            command=shlex.join(["quantformer", *sys.argv[1:]]),
+            before=before,
+            say=lambda line: print(line, file=sys.stderr, flush=True),
         )
-    notes = bench.notes if gpu.found is not None else [*bench.notes, f"GPU: {gpu.absent}"]
-    return Document(
-        date_utc=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=shlex.join(["quantformer", *sys.argv[1:]]),
-        machine=before,
-        versions=software(("quantformer", "onnxruntime", "onnxruntime-gpu", "numpy", "pyzmq", "httpx", "websockets")),
-        service=service,
-        pace=pace,
-        results=results,
-        gpu=gpu.found,
-        notes=notes,
-    )
 
 
 @contextmanager
-def _target(
-    args: argparse.Namespace, settings: Settings, conditions: Sequence[Condition]
-) -> Iterator[tuple[Target, dict[str, Any], str]]:
-    """The service to measure with its status and its bundle's preset, started for the time of the block where asked."""
+def _subject(args: argparse.Namespace, settings: Settings, conditions: Sequence[Condition]) -> Iterator[Subject]:
+    """The service to measure, started for the time of the block where asked."""
+    from quantformer_cli.benchmark.service import running, started
     from quantformer_cli.benchmark.usage import service_root
 
-    if args.connect:
-        ports = {name: getattr(settings, name) for name in ("http_port", "zmq_port", "pub_port", "tcp_port")}
-        local = settings.host in ("127.0.0.1", "localhost", "::1")
-        root = service_root(settings.zmq_port) if local else None
-        yield _known(settings, host=settings.host, token=settings.token, root=root, **ports)
-        return
-    from quantformer_cli.demo_service import Service
-
-    with tempfile.TemporaryDirectory(prefix="quantformer-bench-") as folder:
+    if not args.connect:
         flags = _flags(settings, streams=max(one.sessions for one in conditions))
-        with Service(Path(settings.bundle), log=Path(folder) / "service.log", flags=flags) as service:
-            ports = {f"{name}_port": port for name, port in vars(service.ports).items()}
-            yield _known(settings, host="127.0.0.1", token="", root=service.pid, **ports)
+        with started(Path(settings.bundle), flags=flags) as subject:
+            yield subject
+        return
+    ports = {name: getattr(settings, name) for name in ("http_port", "zmq_port", "pub_port", "tcp_port")}
+    local = settings.host in ("127.0.0.1", "localhost", "::1")
+    yield running(
+        bundle=Path(settings.bundle) if settings.bundle else None,
+        host=settings.host,
+        token=settings.token,
+        root=service_root(settings.zmq_port) if local else None,
+        threads=settings.threads,
+        **ports,
+    )
 
 
 def _flags(settings: Settings, *, streams: int) -> list[str]:
@@ -248,54 +227,3 @@ def _flags(settings: Settings, *, streams: int) -> list[str]:
         if row.name not in _OWN and value != row.default:
             flags += [row.flag, str(value)]
     return flags
-
-
-def _known(
-    settings: Settings, *, host: str, token: str, root: int | None, **ports: int
-) -> tuple[Target, dict[str, Any], str]:
-    """What the running service says of itself."""
-    from quantformer_cli.benchmark.measure import Target, check_stimuli
-    from quantformer_client import Rest
-
-    with Rest(host=host, port=ports["http_port"], token=token) as rest:
-        status, bundle = rest.status(), rest.bundle()
-    bundle_path = Path(settings.bundle) if settings.bundle else None
-    if bundle_path is not None:
-        from quantformer.bundle import load_bundle
-
-        found = load_bundle(bundle_path).hash
-        if found != bundle["hash"]:
-            raise UsageError(
-                f"--bundle {bundle_path} has SHA-256 {found[:16]}, the service runs {bundle['hash'][:16]}; "
-                "give the one that it runs"
-            )
-    manifest = bundle["manifest"]
-    threads = _threads(host, ports["pub_port"]) or settings.threads or 1
-    target = Target(
-        host=host,
-        token=token,
-        root=root,
-        neuron_ids=tuple(manifest["neuron_ids"]),
-        stimulus_ids=tuple(manifest["stimuli"]),
-        baseline_frames=manifest["signal"]["baseline_frames"],
-        provider="cuda" if status["provider"] == "cuda" else "cpu",
-        threads=threads,
-        bundle=bundle_path,
-        **ports,
-    )
-    check_stimuli(target)
-    return target, status, manifest["preset"]
-
-
-def _threads(host: str, port: int) -> int:
-    """Threads of one inference, as the engine's METRICS tell them; 0 where none comes."""
-    from quantformer_client import wire
-    from quantformer_client.transport import Subscriber
-
-    subscriber = Subscriber(host=host, port=port, types=(wire.MessageType.METRICS,))
-    try:
-        data = subscriber.receive(_METRICS_S)
-        body = None if data is None else wire.decode(data).body
-        return int(body.gauges.get("inference_threads", 0)) if isinstance(body, wire.Metrics) else 0
-    finally:
-        subscriber.close()

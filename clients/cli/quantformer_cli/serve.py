@@ -33,13 +33,11 @@ def run(args: argparse.Namespace) -> int:
     settings = args.resolved.settings
     if not settings.bundle:
         raise UsageError("no bundle was given: 'quantformer serve --bundle DIR', or bundle = \"DIR\" in quantformer.toml")
-    for package in ("fastapi", "uvicorn", "websockets", "onnxruntime"):  # a missing extra, before any process starts
+    for package in ("fastapi", "uvicorn", "websockets", "onnxruntime", "safetensors"):  # a missing extra, before any starts
         # Looked for only: importing them would take a second, which the processes need anew.
         if find_spec(package) is None:
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
-    from quantformer.bundle import load_bundle
-
-    load_bundle(settings.bundle)
+    # The processes verify the bundle, and end with its fault as theirs; verifying it here too would only delay them.
     return Supervisor(settings, on_ready=_report).run()
 
 

@@ -111,7 +111,7 @@ class Bench:
     def __init__(self, target: Target, pace: Pace, *, say: Callable[[str], None]) -> None:
         self._target, self._pace, self._say = target, pace, say
         self.notes: list[str] = []
-        self._bares: dict[tuple[int, int, bool], list[Ns]] = {}
+        self._bares: dict[tuple[int, int, int, bool], list[Ns]] = {}
         if target.bundle is None:
             self._note(
                 "bare session.run is not measured: the bundle is not at hand; give --bundle DIR beside --connect"
@@ -133,27 +133,35 @@ class Bench:
                         self._bare(one.condition, number, Path(folder))
                     except (WorkerError, ClientError) as error:
                         one.failed = str(error)
-        return [result for one in gathered for result in _results(one, bare=self._bares.get(_rows(one.condition), []))]
+        return [result for one in gathered for result in _results(one, bare=self._bares.get(self._asks(one.condition), []))]
 
     # --- bare inference -------------------------------------------------------------------------------------------------
 
+    def _asks(self, condition: Condition) -> tuple[int, int, int, bool]:
+        """What decides a bare run: neurons, stimuli, every how many frames, and whether one ROI alone is probed."""
+        every = self._pace.every if condition.questions in ("announced", "none") else 1
+        return condition.neurons, condition.stimuli, every, condition.questions == "none"
+
     def _bare(self, condition: Condition, number: int, folder: Path) -> None:
-        """Once a round for all conditions that ask the graph for the same rows."""
+        """Once a round for all conditions that ask the graph for the same rows as often."""
         target, pace = self._target, self._pace
-        done = self._bares.setdefault(_rows(condition), [])
+        asks = self._asks(condition)
+        done = self._bares.setdefault(asks, [])
         if target.bundle is None or len(done) > number:
             return
         out = folder / "bare.npz"
+        neurons, stimuli, every, probe = asks
+        frames = -(-pace.frames_a_round // every)
         work = Bare(
             bundle=str(target.bundle.resolve()),
             provider=target.provider,
             threads=target.threads,
-            rois=target.rois(condition.neurons),
-            stimuli=target.stimuli(condition.stimuli),
-            probe=condition.questions == "none",
-            rate_hz=pace.rate_hz,
-            jitter=pace.jitter,
-            frames=pace.frames_a_round,
+            rois=target.rois(neurons),
+            stimuli=target.stimuli(stimuli),
+            probe=probe,
+            rate_hz=pace.rate_hz / every,
+            jitter=pace.jitter / every,
+            frames=frames,
             seed=pace.seed + number,
             out=str(out),
         )
@@ -275,11 +283,6 @@ class Bench:
     def _note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
-
-
-def _rows(condition: Condition) -> tuple[int, int, bool]:
-    """What decides the rows of the graph: neurons, stimuli, and whether one ROI alone is probed."""
-    return condition.neurons, condition.stimuli, condition.questions == "none"
 
 
 def clock_offset(target: Target) -> tuple[int, int]:

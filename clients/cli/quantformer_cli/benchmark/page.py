@@ -44,7 +44,7 @@ svg text { fill: var(--ink); font: 12px system-ui, -apple-system, "Segoe UI", sa
 @media print { body { max-width: none; padding: 0; } figure { break-inside: avoid; } }
 """
 #: Curves of a condition's histogram.
-_DRAWN = {"overhead": "overhead", "corrected": "due until in hand", "inference": "inference", "bare": "bare run"}
+DRAWN = {"overhead": "overhead", "corrected": "due until in hand", "inference": "inference", "bare": "bare run"}
 
 
 def write_page(path: Path, document: Document) -> None:
@@ -85,7 +85,7 @@ def _section(one: Result) -> str:
         for name, words in FIGURES.items()
         if name in one.figures
     )
-    curves = {words: one.figures[name].counts for name, words in _DRAWN.items() if name in one.figures}
+    curves = {words: one.figures[name].counts for name, words in DRAWN.items() if name in one.figures}
     histogram = _figure(histogram_svg(curves), "Share of frames by duration, over all rounds; the axis is logarithmic.")
     caption = (
         "Where the time went, from the moment a frame was due until the answer was in the client's hand: means of the answers "
@@ -105,8 +105,8 @@ def _growth(results: Sequence[Result]) -> str:
     for axis in AXES:
         lines = grown(results, axis=axis)
         if lines:
-            curves = [Curve(name=_DRAWN[line.figure], points=line.points) for line in lines]
-            powers = ", ".join(f"{_DRAWN[line.figure]} {line.power:.2f}" for line in lines if line.power is not None)
+            curves = [Curve(name=DRAWN[line.figure], points=line.points) for line in lines]
+            powers = ", ".join(f"{DRAWN[line.figure]} {line.words}" for line in lines)
             caption = f"p50 against {axis}; dotted, linear growth. Power of the size: {powers} (1 is linear)."
             parts.append(_figure(growth_svg(curves, along=axis), caption))
     return f"<section><h2>How cost grows</h2>{''.join(parts)}</section>" if parts else ""

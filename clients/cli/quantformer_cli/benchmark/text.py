@@ -130,8 +130,7 @@ def _print_growth(results: Sequence[Result], out: Console) -> None:
     table = new_table("growth: p50 against size; a power of 1 is linear", "along", "figure", "power", "ms at each size")
     for axis in AXES:
         for line in grown(results, axis=axis):
-            power = "-" if line.power is None else f"{line.power:.2f}"
-            table.add_row(axis, line.figure, power, ", ".join(f"{size:g}: {us / 1e3:.3f}" for size, us in line.points))
+            table.add_row(axis, line.figure, line.words, ", ".join(f"{size:g}: {us / 1e3:.3f}" for size, us in line.points))
     if table.row_count:
         out.print()
         out.print(table)

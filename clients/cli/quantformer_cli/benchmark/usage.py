@@ -16,17 +16,20 @@ if TYPE_CHECKING:
 
 #: Between two looks at memory, in s.
 _EVERY_S = 0.5
+#: Memory counts as settled after one part in so many of a phase.
+_SETTLED = 10
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one process name over one phase or several: share of one core, and resident memory in MiB at the first and the
-    last look, and the most of all.
+    """Of one process name over one phase or several: share of one core, and resident memory in MiB at the first look, once
+    it had settled (after a tenth of the first phase), at the last look, and the most of all.
     """
 
     cpu_share: float
     memory_first_mib: float
     memory_last_mib: float
     memory_most_mib: float
+    memory_settled_mib: float | None = None
 
 
 def service_processes(root: int) -> dict[str, psutil.Process]:
@@ -111,6 +114,7 @@ class Meter:
                 memory_first_mib=self._memory[name][0],
                 memory_last_mib=self._memory[name][-1],
                 memory_most_mib=max(self._memory[name]),
+                memory_settled_mib=self._memory[name][len(cpu) // _SETTLED],
             )
             for name, cpu in self._cpu.items()
             if len(cpu) > 1
@@ -128,5 +132,6 @@ def together(phases: list[dict[str, Usage]]) -> dict[str, Usage]:
             memory_first_mib=seen[0].memory_first_mib,
             memory_last_mib=seen[-1].memory_last_mib,
             memory_most_mib=max(one.memory_most_mib for one in seen),
+            memory_settled_mib=seen[0].memory_settled_mib,
         )
     return found
