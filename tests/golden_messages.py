@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from pathlib import Path
@@ -234,8 +233,8 @@ def meaning(message: wire.Message) -> dict[str, Any]:
     if isinstance(body, wire.Body):
         fields = msgspec.to_builtins(body)
     else:
-        fields = {item.name: _plain(getattr(body, item.name)) for item in dataclasses.fields(body)}
-    header = {item.name: _plain(getattr(message.header, item.name)) for item in dataclasses.fields(message.header)}
+        fields = {name: _plain(getattr(body, name)) for name in body.__struct_fields__}
+    header = {name: _plain(getattr(message.header, name)) for name in message.header.__struct_fields__}
     return {"type": message.header.type.name, "header": header, "body": fields}
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-
+import msgspec
 import numpy as np
 import pytest
 
@@ -47,7 +46,7 @@ def test_stages_of_a_standing_answer() -> None:
 def test_an_onset_has_waited_for_its_own_time_which_is_no_overhead() -> None:
     meter = Meter()
     flags = wire.Flags.LATE | wire.Flags.DEGRADED | wire.Flags.OUT_OF_PHASE
-    meter.answered(dataclasses.replace(ANSWER, asked=wire.Asked.ANNOUNCED, flags=flags))
+    meter.answered(msgspec.structs.replace(ANSWER, asked=wire.Asked.ANNOUNCED, flags=flags))
     found = meter.histograms()
     assert sum(found["overhead"].counts) == sum(found["total"].counts) == 0
     assert sum(found["inference"].counts) == 1

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-
+import msgspec
 import numpy as np
 import pytest
 
@@ -31,14 +30,14 @@ def test_only_known_and_valid_rois_count_and_the_best_comes_first() -> None:
 
 
 def test_without_a_usable_roi_there_is_no_order() -> None:
-    none = dataclasses.replace(ANSWER, validity=np.zeros(4, np.uint8))
+    none = msgspec.structs.replace(ANSWER, validity=np.zeros(4, np.uint8))
     assert wire.ranking(none, rate_hz=30.0) == [
         wire.Ranked(stimulus=name, probability=None, area=None, rois=0) for name in "abc"
     ]
 
 
 def test_areas_need_a_forecast() -> None:
-    bare = dataclasses.replace(ANSWER, response=None, low=None, high=None)
+    bare = msgspec.structs.replace(ANSWER, response=None, low=None, high=None)
     assert [one.area for one in wire.ranking(bare, rate_hz=30.0)] == [None] * 3
     with pytest.raises(ValueError, match="detail='forecast'"):
         wire.ranking(bare, rate_hz=30.0, by="area")

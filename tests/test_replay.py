@@ -193,7 +193,7 @@ def one_bit_of_an_answer(record: Record) -> Record:
     probability = answer.probability.copy()
     probability.view(np.uint32)[0, 0] ^= 1
     head = wire.peek(record.payload)
-    changed = dataclasses.replace(answer, probability=probability)
+    changed = msgspec.structs.replace(answer, probability=probability)
     return dataclasses.replace(record, payload=changed.encode(session=head.session, epoch=head.epoch))
 
 
@@ -277,7 +277,7 @@ def test_floats_are_compared_by_the_rule_and_everything_else_exactly(streamed: P
     assert answer.response is not None
 
     def verdict(*, exact: bool, **changes: object) -> str:
-        return compare_answers(answer, dataclasses.replace(answer, **changes), checksum=None, exact=exact)[0]  # type: ignore[arg-type]
+        return compare_answers(answer, msgspec.structs.replace(answer, **changes), checksum=None, exact=exact)[0]  # type: ignore[arg-type]
 
     near, far = answer.response + np.float32(9e-5), answer.response + np.float32(2e-4)
     holed = answer.response.copy()

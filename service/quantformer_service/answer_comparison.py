@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import zlib
 from typing import Any, Literal
@@ -29,23 +28,23 @@ def compare_answers(
     With ``exact`` anything but the same bits is different; else floats may differ by `TOLERANCE`.
     """
     within: list[str] = []
-    for item in dataclasses.fields(wire.Answer):
-        if item.name in _STAMPS or (checksum is not None and item.name in _FORECAST):
+    for name in wire.Answer.__struct_fields__:
+        if name in _STAMPS or (checksum is not None and name in _FORECAST):
             continue
-        then, now = getattr(recorded, item.name), getattr(again, item.name)
+        then, now = getattr(recorded, name), getattr(again, name)
         if isinstance(then, np.ndarray) and isinstance(now, np.ndarray):
             if then.shape != now.shape:
-                return "different", f"{item.name} has shape {now.shape}, recorded {then.shape}"
+                return "different", f"{name} has shape {now.shape}, recorded {then.shape}"
             if then.tobytes() == np.ascontiguousarray(now, dtype=then.dtype).tobytes():
                 continue
             if then.dtype.kind != "f":
-                return "different", f"{item.name} differs in {int(np.count_nonzero(then != now))} of {then.size} places"
+                return "different", f"{name} differs in {int(np.count_nonzero(then != now))} of {then.size} places"
             farthest = _farthest(then, now)
             if exact or not farthest <= TOLERANCE:
-                return "different", f"{item.name} is off by up to {farthest:g}"
-            within.append(item.name)
+                return "different", f"{name} is off by up to {farthest:g}"
+            within.append(name)
         elif then != now and not (_nan(then) and _nan(now)):
-            return "different", f"{item.name} is {now!r}, recorded {then!r}"
+            return "different", f"{name} is {now!r}, recorded {then!r}"
     if checksum is not None and checksum != _checksum(again):
         if exact:
             return "different", "the forecast's checksum is another one"

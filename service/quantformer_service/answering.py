@@ -11,8 +11,7 @@ from quantformer_service.inference import Slot
 from quantformer_service.questions import Question, covered
 from quantformer_service.session import Session
 
-_ZERO, _VALID, _KNOWN = np.uint8(0), np.uint8(wire.Validity.VALID), np.uint8(wire.Validity.KNOWN)
-_INVALID_F0, _STIMULATED = np.uint8(wire.Validity.INVALID_F0), np.uint8(wire.Validity.STIMULATED)
+_STIMULATED, _NOT_VALID = np.uint8(wire.Validity.STIMULATED), np.uint8(0xFF & ~wire.Validity.VALID)
 _F0_OUT_OF_RANGE = np.uint8(wire.Validity.F0_OUT_OF_RANGE)
 
 
@@ -21,33 +20,19 @@ class Answering:
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bytes.fromhex(bundle.hash)
-        self._covered = {phase: covered(bundle, phase) for phase in wire.Phase}
+        self._flags = {phase: wire.Flags(0) if covered(bundle, phase) else wire.Flags.OUT_OF_PHASE for phase in wire.Phase}
 
-    def answer(self, session: Session, question: Question, slot: Slot) -> wire.Answer:
+    def answer(self, question: Question, slot: Slot) -> wire.Answer:
         """The answer, not published yet; its arrays may be views of the slot."""
-        neurons, rois = session.declared.neurons, question.rois
-        usable, f0 = slot.usable[rois], slot.f0[rois]
-        low, high = neurons.f0_range[rois].T
-        bits: NDArray[np.uint8] = np.where(usable, _ZERO, _INVALID_F0)
-        bits |= np.where(neurons.known[rois], _KNOWN, _ZERO)
-        bits |= np.where(usable & ~question.stimulated, _VALID, _ZERO)
-        bits |= np.where(question.stimulated, _STIMULATED, _ZERO)
-        with np.errstate(invalid="ignore"):
-            bits |= np.where(usable & ((f0 < low) | (f0 > high)), _F0_OUT_OF_RANGE, _ZERO)
+        subjects, rois = question.subjects, question.rois
         assert question.onset_frame is not None
         assert question.onset_s is not None
-        flags = wire.Flags(0)
+        flags = self._flags[question.phase]
         if question.degraded:
             flags |= wire.Flags.DEGRADED
-        if not self._covered[question.phase]:
-            flags |= wire.Flags.OUT_OF_PHASE
         if question.hypothetical:
             flags |= wire.Flags.HYPOTHETICAL
         count, n = len(question.stimuli.labels), len(rois)
-        shaped = {
-            name: None if array is None else array.reshape(count, n, -1)
-            for name, array in (("response", slot.response), ("low", slot.low), ("high", slot.high))
-        }
         return wire.Answer(
             question=question.number,
             asked=question.asked,
@@ -67,10 +52,12 @@ class Answering:
             published_ns=0,
             deadline_ns=question.deadline_ns,
             bundle=self._bundle,
-            rois=rois.astype(np.uint32),
-            validity=bits,
+            rois=subjects.numbers,
+            validity=_validity(question, slot),
             probability=slot.probability.reshape(count, n),
-            **shaped,
+            response=None if slot.response is None else slot.response.reshape(count, n, -1),
+            low=None if slot.low is None else slot.low.reshape(count, n, -1),
+            high=None if slot.high is None else slot.high.reshape(count, n, -1),
             baseline=slot.baseline[rois] if question.baseline else None,
             told_s=question.told_s,
             uncertainty_s=question.uncertainty_s,
@@ -78,6 +65,17 @@ class Answering:
             source=question.source,
             flags=flags,
         )
+
+
+def _validity(question: Question, slot: Slot) -> NDArray[np.uint8]:
+    subjects = question.subjects
+    bits = subjects.usable
+    if not slot.sound:
+        bits = np.where(slot.usable[subjects.rois], bits, subjects.unusable)
+        bits |= slot.outside[subjects.rois] * _F0_OUT_OF_RANGE
+    if question.stimulated is not None:
+        bits = np.where(question.stimulated, bits & _NOT_VALID | _STIMULATED, bits)
+    return bits
 
 
 def is_late(session: Session, question: Question, *, now_ns: int) -> bool:

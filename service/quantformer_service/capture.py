@@ -82,26 +82,26 @@ def capture(question: Question, slot: Slot, *, window: FrameWindow, declared: De
     rows = kept if declared.interpolated else kept + lead
     room = slot.room(rows, window.neurons)
     room[:kept] = values
-    room[kept:] = values[-1]
+    if rows > kept:
+        room[kept:] = values[-1]
     slot.stamps = stamps.copy()
-    slot.observed = np.zeros(rows, np.bool_)
-    slot.observed[:kept] = observed
+    slot.observed = observed.copy() if rows == kept else np.append(observed, np.zeros(lead, np.bool_))
     slot.interpolated, slot.anchor_s = declared.interpolated, anchor_s
     slot.neuron = declared.neurons.vectors
     slot.f0_minimum, slot.usual_f0 = declared.neurons.f0_minimum, declared.neurons.usual_f0
+    slot.f0_lowest, slot.f0_highest = declared.f0_lowest, declared.f0_highest
     slot.stimulus = question.stimuli.vectors
-    count = len(question.stimuli.labels)
-    slot.row_neuron = np.tile(question.rois, count)
-    slot.row_stimulus = np.repeat(np.arange(count), len(question.rois))
+    slot.row_neuron, slot.row_stimulus = question.subjects.row_neuron, question.subjects.row_stimulus
     slot.forecast, slot.keep_baseline, slot.question = question.forecast, question.baseline, question
     question.first_frame, question.last_frame = first, stop - 1
-    question.last_frame_s = float(stamps[-1])
+    question.last_frame_s = window.stamp_of(stop - 1)
     question.received_ns = window.received_ns(stop - 1)
     question.lead = lead
-    missing = ~observed
-    question.held = int(np.count_nonzero(missing)) + lead
+    missing = kept - int(np.count_nonzero(observed))
+    question.held = missing + lead
     rate_is_off = abs(window.period_s * declared.opened.rate_hz - 1) > RATE_TOLERANCE
-    question.degraded = rate_is_off or lead > bundle.manifest.longest_lead or _full_of_holes(missing)
+    full_of_holes = missing > MOST_MISSING or (missing > LONGEST_GAP and _longest_gap(observed) > LONGEST_GAP)
+    question.degraded = rate_is_off or lead > bundle.manifest.longest_lead or full_of_holes
 
 
 def _check_stamps(stamps: NDArray[np.float64], *, anchor_s: float, bundle: Bundle) -> None:
@@ -114,9 +114,7 @@ def _check_stamps(stamps: NDArray[np.float64], *, anchor_s: float, bundle: Bundl
         )
 
 
-def _full_of_holes(missing: NDArray[np.bool_]) -> bool:
-    if not missing.any():
-        return False
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], missing, [False]]).astype(np.int8)))
-    longest = int((edges[1::2] - edges[::2]).max())
-    return longest > LONGEST_GAP or int(np.count_nonzero(missing)) > MOST_MISSING
+def _longest_gap(observed: NDArray[np.bool_]) -> int:
+    """The longest stretch of frames that were not observed."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[True], observed, [True]]).astype(np.int8)))
+    return int((edges[1::2] - edges[::2]).max())

@@ -24,13 +24,14 @@ _UNMATCHED = "\0unmatched"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Declared:
-    """OPEN after its checks: the rows of the bundle, the neuropil ``factor`` float32 ``(rois,)``, whether the rate is
-    ``interpolated``, the hash that FRAMEs may carry, and the ``index`` of
-    each ROI id.
+    """OPEN after its checks: the rows of the bundle, the range of F0 that training saw and the neuropil ``factor`` float32
+    ``(rois,)``, whether the rate is ``interpolated``, the hash that FRAMEs may carry, and the ``index`` of each ROI id.
     """
 
     opened: wire.Open
     neurons: NeuronRows
+    f0_lowest: NDArray[np.float64]
+    f0_highest: NDArray[np.float64]
     factor: NDArray[np.float32]
     interpolated: bool
     roi_hash: int
@@ -71,10 +72,13 @@ def declare(opened: wire.Open, bundle: Bundle) -> Declared:
         neurons = bundle.neurons(ids, unknown=opened.unknown)
     except DataError as error:
         raise Refusal(ErrorCode.UNKNOWN_NEURON, str(error)) from error
+    lowest, highest = np.ascontiguousarray(neurons.f0_range.T)
     factor = np.broadcast_to(np.asarray(signal.neuropil_factor, np.float32), (len(rois),))
     return Declared(
         opened=opened,
         neurons=neurons,
+        f0_lowest=lowest,
+        f0_highest=highest,
         factor=factor,
         interpolated=interpolated,
         roi_hash=wire.roi_map_hash(rois),

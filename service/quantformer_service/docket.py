@@ -16,7 +16,7 @@ from quantformer_client.wire import ErrorCode
 from quantformer_service.capture import check_reach, frames_before
 from quantformer_service.declaration import Declared
 from quantformer_service.engine_settings import SessionLimits
-from quantformer_service.questions import HORIZON_S, Alternatives, PhaseTracker, Question, alternatives
+from quantformer_service.questions import HORIZON_S, Alternatives, PhaseTracker, Question, Subjects, alternatives
 from quantformer_service.refusal import Refusal
 from quantformer_service.stream import Peer
 from quantformer_service.window import FrameWindow
@@ -35,7 +35,7 @@ class Standing:
 
     number: int
     stimuli: Alternatives
-    rois: NDArray[np.int64]
+    subjects: Subjects
     forecast: bool
     baseline: bool
     waits: bool = False
@@ -65,6 +65,7 @@ class Docket:
     ) -> None:
         self._declared, self._bundle, self._window, self._limits = declared, bundle, window, limits
         self._phases, self._counters = phases, counters
+        self._frames_before = frames_before(bundle, declared)
         self._standing: dict[int, Standing] = {}
         self._answers: deque[Kept] = deque(maxlen=_ANSWERS_KEPT)
         self._latest: dict[int, Kept] = {}
@@ -91,7 +92,7 @@ class Docket:
             raise Refusal(
                 ErrorCode.QUEUE_FULL, f"{len(self.pending)} onset questions are pending already; wait for their answers"
             )
-        stimuli, rois = self._asked(onset)
+        stimuli, subjects = self._asked(onset)
         window, frame = self._window, onset.onset_frame
         if window.empty:
             raise Refusal(ErrorCode.WINDOW_NOT_READY, "no frame has been received; send frames, then ask")
@@ -121,7 +122,7 @@ class Docket:
                 number=number,
                 asked=wire.Asked.NOW if now else wire.Asked.ANNOUNCED,
                 stimuli=stimuli,
-                rois=rois,
+                subjects=subjects,
                 forecast=onset.detail == "forecast",
                 baseline=onset.baseline,
                 onset_frame=frame,
@@ -150,11 +151,11 @@ class Docket:
                 ErrorCode.QUEUE_FULL,
                 f"{len(self._standing)} standing questions are set, the most there may be; clear one",
             )
-        stimuli, rois = self._asked(asked)
+        stimuli, subjects = self._asked(asked)
         self._standing[number] = Standing(
             number=number,
             stimuli=stimuli,
-            rois=rois,
+            subjects=subjects,
             forecast=asked.detail == "forecast",
             baseline=asked.baseline,
             waits=self._full and not self._paused,
@@ -196,7 +197,7 @@ class Docket:
     def _full(self) -> bool:
         """Whether a question for the frame after the newest has a window to read."""
         window = self._window
-        return not window.empty and window.last + 1 - frames_before(self._bundle, self._declared) >= window.oldest
+        return not window.empty and window.last + 1 - self._frames_before >= window.oldest
 
     def take_pending(self) -> list[Question]:
         """All pending questions, which are so no more."""
@@ -235,9 +236,7 @@ class Docket:
 
         One of so many rows that it does not fit (``fits``) before something else goes on waiting.
         """
-        waiting = [
-            one for one in self._standing.values() if one.waits and fits(len(one.rois) * len(one.stimuli.labels))
-        ]
+        waiting = [one for one in self._standing.values() if one.waits and fits(one.subjects.rows)]
         if not waiting:
             return None
         return self._stood(min(waiting, key=lambda one: one.turn), now_ns=now_ns)
@@ -261,7 +260,7 @@ class Docket:
             number=standing.number,
             asked=wire.Asked.STANDING,
             stimuli=standing.stimuli,
-            rois=standing.rois,
+            subjects=standing.subjects,
             forecast=standing.forecast,
             baseline=standing.baseline,
             onset_frame=self._window.last + 1,
@@ -314,7 +313,7 @@ class Docket:
             raise Refusal(ErrorCode.BAD_QUESTION, "a ROI is named twice; name each once")
         return np.array([index[name] for name in rois], np.int64)
 
-    def _asked(self, asked: wire.Onset | wire.Standing) -> tuple[Alternatives, NDArray[np.int64]]:
+    def _asked(self, asked: wire.Onset | wire.Standing) -> tuple[Alternatives, Subjects]:
         rois = self.rows(asked.rois)
         stimuli = alternatives(self._bundle, asked.stimuli)
         count, recipe = len(rois) * len(stimuli.labels), self._bundle.recipe
@@ -332,4 +331,4 @@ class Docket:
                 f"{len(rois)} ROIs x {len(stimuli.labels)} stimuli make {count} rows and an answer of {size} bytes; "
                 f"at most {self._limits.question_rows} rows and {most} bytes are taken: ask for less",
             )
-        return stimuli, rois
+        return stimuli, Subjects.of(rois, known=self._declared.neurons.known, stimuli=len(stimuli.labels))

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import sys
@@ -338,11 +337,12 @@ class Engine:
         if self._dispatcher.sessions.get(session.number) is not session or question.acquisition != session.acquisitions:
             self._fail(session, question, _LOST)
             return
-        answer = self._answering.answer(session, question, slot)
+        answer = self._answering.answer(question, slot)
         message = answer.encode_once(session=session.number, epoch=self.epoch)
         # Stamped when all that comes before sending is done.
         published_ns = time.perf_counter_ns()
-        flags = answer.flags | (wire.Flags.LATE if is_late(session, question, now_ns=published_ns) else wire.Flags(0))
+        late = is_late(session, question, now_ns=published_ns)
+        flags = answer.flags | wire.Flags.LATE if late else answer.flags
         wire.stamp_published(message, published_ns=published_ns, flags=flags)
         self._sockets.publish(message)
         standing = question.asked == wire.Asked.STANDING
@@ -353,7 +353,7 @@ class Engine:
             number=question.number,
             stamp_ns=published_ns,
         )
-        answer = dataclasses.replace(answer, published_ns=published_ns, flags=flags)
+        answer = msgspec.structs.replace(answer, published_ns=published_ns, flags=flags)
         if not question.hypothetical:
             for decision in session.trigger.decide(answer, now_ns=time.perf_counter_ns()):
                 self._counters["triggers_fired" if decision.fired else "triggers_refused"] += 1
@@ -363,7 +363,7 @@ class Engine:
             self._sockets.send(question.peer, message)
         session.docket.keep(answer, message)
         self._counters["answers"] += 1
-        self._counters["answers_late"] += bool(flags & wire.Flags.LATE)
+        self._counters["answers_late"] += late
         self._latency_ms.append((published_ns - answer.window_ready_ns) / 1e6)
         self._pace.answered(answer, rows=question.rows, rows_before=slot.rows_before)
         self._meter.answered(answer)

@@ -55,6 +55,7 @@ class Slot:
         self.neuron = np.empty((0, 2, 0), np.float32)
         self.f0_minimum = np.empty(0, np.float64)
         self.usual_f0 = np.empty(0, np.float64)
+        self.f0_lowest = self.f0_highest = np.empty(0, np.float64)
         self.stimulus = np.empty((0, 2, 0), np.float32)
         self.row_neuron = np.empty(0, np.int64)
         self.row_stimulus = np.empty(0, np.int64)
@@ -67,6 +68,8 @@ class Slot:
         self.level = np.empty((0, 2), np.float32)
         self.f0 = np.empty(0, np.float64)
         self.usable = np.empty(0, np.bool_)
+        self.outside = np.empty(0, np.bool_)
+        self.sound = False
         self.probability = np.empty(0, np.float32)
         self.response: NDArray[np.float32] | None = None
         self.low: NDArray[np.float32] | None = None
@@ -87,7 +90,8 @@ class Slot:
 
 def write_input(slot: Slot, recipe: SignalRecipe, *, out: NDArray[np.float32]) -> None:
     """Turn the captured frames into the network's input: dF/F into ``out`` ``(neurons, baseline_frames)``, and the slot's
-    ``level``, ``f0`` and ``usable``.
+    ``level``, ``f0``, ``usable``, ``outside``, which usable F0 lie outside the range that training saw, and ``sound``: whether
+    all are usable and none is outside.
     """
     window, observed = slot.values, slot.observed
     if slot.interpolated:
@@ -106,6 +110,8 @@ def write_input(slot: Slot, recipe: SignalRecipe, *, out: NDArray[np.float32]) -
         f0_minimum=slot.f0_minimum,
         observed=None if observed.all() else observed,
     )
+    slot.outside = slot.usable & ((slot.f0 < slot.f0_lowest) | (slot.f0 > slot.f0_highest))
+    slot.sound = bool(slot.usable.all()) and not slot.outside.any()
     slot.level = f0_level(slot.f0, slot.usual_f0)
 
 
@@ -225,6 +231,7 @@ class Inference:
         slot.room(recipe.baseline_frames, 1).fill(100.0)
         slot.observed = np.ones(recipe.baseline_frames, np.bool_)
         slot.neuron, slot.f0_minimum, slot.usual_f0 = neuron.vectors, neuron.f0_minimum, neuron.usual_f0
+        slot.f0_lowest, slot.f0_highest = neuron.f0_range.T
         slot.stimulus = self._bundle.stimulus_from_features(category=stimuli.categories[0], features={})[None]
         slot.row_neuron = slot.row_stimulus = np.zeros(1, np.int64)
         for _ in range(WARM_UP_RUNS):

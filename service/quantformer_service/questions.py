@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,16 +41,50 @@ class Alternatives:
     blank: bool
 
 
-@dataclass(kw_only=True, eq=False)
-class Question:
-    """One question. ``rois`` int64 ``(n,)`` index the session's ROIs; exactly one of ``onset_frame`` and ``onset_s`` is
-    set until it is due, then ``onset_frame`` is. ``peer`` and ``request`` say where the answer goes (None: nowhere).
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Subjects:
+    """The ROIs ``(n,)`` that a question asks about, and what of its answer no frame changes.
+
+    ``rois`` int64 index the session's ROIs, ``numbers`` are the same as an ANSWER names them. ``usable`` and ``unusable`` are
+    their validity where F0 can be used and where it cannot. Row ``b`` of the graph asks about ``row_neuron[b]`` and
+    ``row_stimulus[b]``.
+    """
+
+    rois: NDArray[np.int64]
+    numbers: NDArray[np.uint32]
+    usable: NDArray[np.uint8]
+    unusable: NDArray[np.uint8]
+    row_neuron: NDArray[np.int64]
+    row_stimulus: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rois: NDArray[np.int64], *, known: NDArray[np.bool_], stimuli: int) -> Subjects:
+        """These ROIs of a session whose ``known`` ones are those of the bundle, each asked about with so many stimuli."""
+        bits = known[rois] * np.uint8(wire.Validity.KNOWN)
+        return cls(
+            rois=rois,
+            numbers=rois.astype(np.uint32),
+            usable=bits | np.uint8(wire.Validity.VALID),
+            unusable=bits | np.uint8(wire.Validity.INVALID_F0),
+            row_neuron=np.tile(rois, stimuli),
+            row_stimulus=np.repeat(np.arange(stimuli), len(rois)),
+        )
+
+    @property
+    def rows(self) -> int:
+        """Rows of the graph: ROIs x stimuli."""
+        return len(self.row_neuron)
+
+
+class Question(msgspec.Struct, kw_only=True, eq=False):
+    """One question. Exactly one of ``onset_frame`` and ``onset_s`` is set until it is due, then ``onset_frame`` is.
+    ``peer`` and ``request`` say where the answer goes (None: nowhere).
     """
 
     number: int
     asked: wire.Asked
     stimuli: Alternatives
-    rois: NDArray[np.int64]
+    subjects: Subjects
     forecast: bool
     baseline: bool
     onset_frame: int | None = None
@@ -75,12 +110,18 @@ class Question:
     held: int = 0
     degraded: bool = False
     phase: wire.Phase = wire.Phase.ONSET
-    stimulated: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
+    #: Which ROIs light was delivered to and their transient has not decayed; None: none of them.
+    stimulated: NDArray[np.bool_] | None = None
+
+    @property
+    def rois(self) -> NDArray[np.int64]:
+        """Indices of the session's ROIs ``(n,)``."""
+        return self.subjects.rois
 
     @property
     def rows(self) -> int:
         """Rows of the graph that it takes: ROIs x stimuli."""
-        return len(self.rois) * len(self.stimuli.labels)
+        return self.subjects.rows
 
 
 def alternatives(bundle: Bundle, stimuli: list[wire.Stimulus]) -> Alternatives:
@@ -131,9 +172,10 @@ class PhaseTracker:
 
     def at(self, moment_s: float) -> wire.Phase:
         """The phase of a moment at which nothing is announced to begin."""
-        inside = [blank for start, end, blank in self._spans if start <= moment_s < end]
-        if inside:
-            return wire.Phase.BLANK if inside[-1] else wire.Phase.STIMULUS
-        if any(end <= moment_s < end + BETWEEN_S for _, end, _ in self._spans):
-            return wire.Phase.BETWEEN
-        return wire.Phase.SPONTANEOUS
+        phase = wire.Phase.SPONTANEOUS
+        for start, end, blank in reversed(self._spans):
+            if start <= moment_s < end:
+                return wire.Phase.BLANK if blank else wire.Phase.STIMULUS
+            if end <= moment_s < end + BETWEEN_S:
+                phase = wire.Phase.BETWEEN
+        return phase

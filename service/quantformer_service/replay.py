@@ -289,7 +289,7 @@ class _Player:
             outcome = refusal
         else:
             self._compute(slot)
-            outcome = self._answering.answer(session, question, slot)
+            outcome = self._answering.answer(question, slot)
         self._asked[record.id] = (session, question, outcome)
 
     def _compute(self, slot: Slot) -> None:
@@ -320,7 +320,7 @@ class _Player:
         flags = outcome.flags | (
             wire.Flags.LATE if is_late(session, question, now_ns=recorded.published_ns) else wire.Flags(0)
         )
-        again = dataclasses.replace(outcome, flags=flags)
+        again = msgspec.structs.replace(outcome, flags=flags)
         verdict, what = compare_answers(recorded, again, checksum=checksum, exact=not self.unlike)
         setattr(self.answers, verdict, getattr(self.answers, verdict) + 1)
         if verdict == "different":

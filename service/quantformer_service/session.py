@@ -82,8 +82,12 @@ class Session:
         #: Counts acquisitions, so that an answer to a question of an earlier one can be told.
         self.acquisitions = 0
         self._stimulated_until_s = np.full(len(opened.rois), -math.inf)
+        #: The latest of them: afterwards no ROI need be looked at.
+        self._last_stimulated_s = -math.inf
         self._shift_s = {"start": 0.0, "middle": 0.5, "end": 1.0}[opened.signal.stamp] / opened.rate_hz
-        self._offset = np.float32(opened.signal.offset)
+        self._offset, self._corrected = np.float32(opened.signal.offset), opened.signal.corrected
+        #: Whether values are taken as they are sent.
+        self._as_sent = self._corrected and not opened.signal.offset
 
     # --- frames and events --------------------------------------------------------------------------------------------
 
@@ -110,14 +114,14 @@ class Session:
                 f"frame {frame.number} carries ROI-map hash {frame.roi_hash:#x}, the session has "
                 f"{self.declared.roi_hash:#x}; open a new session with the ROIs in the order that is sent",
             )
-        corrected, offset, values = self.declared.opened.signal.corrected, self._offset, frame.fluorescence
+        corrected, offset, values = self._corrected, self._offset, frame.fluorescence
         if not corrected and frame.neuropil is None:
             raise Refusal(
                 ErrorCode.MISSING_NEUROPIL,
                 f"frame {frame.number} has no neuropil, the session declared fluorescence that is not corrected; "
                 "send it, or open the session with corrected true",
             )
-        if offset or not corrected:
+        if not self._as_sent:
             with np.errstate(all="ignore"):  # a client may send infinities; they end as an invalid neuron
                 if offset:
                     values = values - offset
@@ -149,6 +153,7 @@ class Session:
             self.window.reset()
             self.phases.reset()
             self._stimulated_until_s.fill(-math.inf)
+            self._last_stimulated_s = -math.inf
         return lost
 
     def stimulation(self, event: wire.Stimulation) -> None:
@@ -190,6 +195,7 @@ class Session:
             self.counters["contaminated_frames"] += self.window.mark(mark)
         until_s = end_s + self._limits.stimulation_decay_s
         self._stimulated_until_s[rois] = np.maximum(self._stimulated_until_s[rois], until_s)
+        self._last_stimulated_s = max(self._last_stimulated_s, until_s)
 
     # --- questions ----------------------------------------------------------------------------------------------------
 
@@ -201,7 +207,8 @@ class Session:
         """
         capture(question, slot, window=self.window, declared=self.declared, bundle=self._bundle)
         question.acquisition = self.acquisitions
-        question.stimulated = slot.anchor_s < self._stimulated_until_s[question.rois]
+        if slot.anchor_s < self._last_stimulated_s:
+            question.stimulated = slot.anchor_s < self._stimulated_until_s[question.rois]
         # What is only asked about begins nothing: its moment lies in the phase that what was told makes.
         supposed = question.asked == wire.Asked.STANDING or question.hypothetical
         question.phase = self.phases.at(slot.anchor_s) if supposed else wire.Phase.ONSET

@@ -60,9 +60,9 @@ class FrameWindow:
         #: The same memory, both rows of a frame at one index.
         self._twice = self._values.reshape(2, capacity, neurons)
         self._stamps = np.zeros(2 * capacity, np.float64)
+        #: Of each frame, once; the stamps again, as plain numbers: one of an array's takes its time.
+        self._at_s, self._received_ns, self._arrived = [0.0] * capacity, [0] * capacity, [False] * capacity
         self._observed = np.zeros(2 * capacity, np.bool_)
-        self._arrived = np.zeros(2 * capacity, np.bool_)
-        self._received_ns = np.zeros(2 * capacity, np.int64)
         self._marks: list[Mark] = []
         self.reset()
 
@@ -71,6 +71,7 @@ class FrameWindow:
         self._first = 0
         self.last = -1
         self._marks.clear()
+        self._period_s: float | None = None
 
     @property
     def empty(self) -> bool:
@@ -85,16 +86,14 @@ class FrameWindow:
     @property
     def last_s(self) -> float:
         """Stamp of the last frame; NaN when empty."""
-        return math.nan if self.empty else float(self._stamps[self.last % self.capacity])
+        return math.nan if self.last < 0 else self._at_s[self.last % self.capacity]
 
     @property
     def period_s(self) -> float:
         """Mean period of the last frames; the declared one until there are two."""
-        count = min(_PERIOD_FRAMES, self.last - self.oldest + 1)
-        if count < 2:
-            return self._declared_s
-        row = self.last % self.capacity + self.capacity
-        return max(float(self._stamps[row] - self._stamps[row - count + 1]) / (count - 1), _SHORTEST_S)
+        if self._period_s is None:
+            self._period_s = self._mean_period_s()
+        return self._period_s
 
     @property
     def jitter_s(self) -> float:
@@ -108,7 +107,7 @@ class FrameWindow:
 
     def received_ns(self, number: int) -> int:
         """When a held frame came in."""
-        return int(self._received_ns[number % self.capacity])
+        return self._received_ns[number % self.capacity]
 
     def add(self, number: int, *, device_s: float, values: NDArray[np.float32], received_ns: int) -> Added:
         """Take one frame of values ``(neurons,)``.
@@ -167,7 +166,7 @@ class FrameWindow:
     def stamp_of(self, number: int) -> float:
         """A frame's stamp, or for one still to come the stamp that the period predicts; NaN when empty."""
         if self.oldest <= number <= self.last:
-            return float(self._stamps[number % self.capacity])
+            return self._at_s[number % self.capacity]
         return self.last_s + (number - self.last) * self.period_s
 
     def frame_at(self, onset_s: float) -> int:
@@ -186,7 +185,7 @@ class FrameWindow:
         if onset_s <= stamps[-1]:
             found = int(np.searchsorted(stamps, onset_s, side="left"))
             # The stamp of a frame that never came is interpolated: its rounding must not decide.
-            never_came = not self._arrived[start + found - 1]
+            never_came = not self._arrived[(start + found - 1) % self.capacity]
             return self.oldest + found - int(never_came and stamps[found - 1] >= onset_s - _REGULAR_S)
         return self.last + max(1, math.ceil((onset_s - self.last_s - _REGULAR_S) / self.period_s))
 
@@ -206,6 +205,13 @@ class FrameWindow:
         rows = slice(start, start + stop - first)
         return self._values[rows], self._stamps[rows], self._observed[rows]
 
+    def _mean_period_s(self) -> float:
+        count = min(_PERIOD_FRAMES, self.last - self.oldest + 1)
+        if count < 2:
+            return self._declared_s
+        row, first = self.last % self.capacity, (self.last - count + 1) % self.capacity
+        return max((self._at_s[row] - self._at_s[first]) / (count - 1), _SHORTEST_S)
+
     def _check_hole(self, number: int, *, device_s: float) -> None:
         row = number % self.capacity
         if number >= self.oldest and self._arrived[row]:
@@ -216,7 +222,7 @@ class FrameWindow:
                 ErrorCode.FRAME_TOO_OLD,
                 f"frame {number} came after frame {self.last}; out of order frames are taken from {limit} on",
             )
-        before_s, after_s = self._stamps[(number - 1) % self.capacity], self._stamps[(number + 1) % self.capacity]
+        before_s, after_s = self._at_s[(number - 1) % self.capacity], self._at_s[(number + 1) % self.capacity]
         if not before_s < device_s < after_s:
             raise Refusal(
                 ErrorCode.BAD_TIME,
@@ -240,8 +246,9 @@ class FrameWindow:
 
     def _stamp(self, number: int, device_s: float, *, received_ns: int, arrived: bool) -> None:
         row = number % self.capacity
-        for place in (row, row + self.capacity):
-            self._stamps[place], self._received_ns[place], self._arrived[place] = device_s, received_ns, arrived
+        self._stamps[row] = self._stamps[row + self.capacity] = device_s
+        self._at_s[row], self._received_ns[row], self._arrived[row] = device_s, received_ns, arrived
+        self._period_s = None
 
     def _write(self, number: int, values: NDArray[np.float32] | float, *, observed: bool) -> None:
         row = number % self.capacity
@@ -260,5 +267,5 @@ class FrameWindow:
     def _in(self, mark: Mark, number: int) -> bool:
         if mark.first <= number <= mark.last:
             return True
-        stamp = self._stamps[number % self.capacity]
-        return bool(stamp <= mark.end_s and stamp + self.period_s > mark.start_s)
+        stamp = self._at_s[number % self.capacity]
+        return stamp <= mark.end_s and stamp + self.period_s > mark.start_s

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -179,8 +178,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True, kw_only=True):
     """A decoded message: its header, and a body whose class says what it is."""
 
     header: Header
@@ -251,14 +249,13 @@ def decode(buffer: bytes | bytearray | memoryview, *, header: Header | None = No
     view = memoryview(buffer)
     head = Header.decode(view) if header is None else header
     payload = view[head.header_bytes :]
-    name = head.type.name
     wanted = _BINARY.get(head.type, PayloadFormat.JSON)
     if head.format != wanted and not (
         wanted == PayloadFormat.JSON and head.format == PayloadFormat.EMPTY and not payload
     ):
         raise WireError(
             ErrorCode.WRONG_FORMAT,
-            f"{name}: the payload's format is {head.format.name}, expected {wanted.name}; see wire.md",
+            f"{head.type.name}: the payload's format is {head.format.name}, expected {wanted.name}; see wire.md",
         )
     if head.type == MessageType.FRAME:
         return Message(header=head, body=Frame.decode(head, payload))
@@ -267,7 +264,7 @@ def decode(buffer: bytes | bytearray | memoryview, *, header: Header | None = No
     try:
         return Message(header=head, body=_DECODERS[head.type].decode(payload if len(payload) else b"{}"))
     except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
-        raise WireError(ErrorCode.BAD_PAYLOAD, f"{name}: {error}; see wire.md for its fields") from error
+        raise WireError(ErrorCode.BAD_PAYLOAD, f"{head.type.name}: {error}; see wire.md for its fields") from error
 
 
 def roi_map_hash(rois: Sequence[str]) -> int:

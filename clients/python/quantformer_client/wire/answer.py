@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 from typing import Any, ClassVar
 
@@ -67,12 +66,13 @@ _LINEAGE = struct.Struct("<HHHHQQQQHHBBxxIxxxxdqqqqqq32s")
 _TOLD = struct.Struct("<dddBxxxxxxx")
 LINEAGE_BYTES = _LINEAGE.size + _TOLD.size
 #: Where `stamp_published` writes: flags and sent in the header; published in the lineage.
+_FLAGS, _NS = struct.Struct("<I"), struct.Struct("<q")
 _FLAGS_AT, _SENT_AT, _REQUEST_AT, _PUBLISHED_AT = 20, 56, 24, HEADER_BYTES + 96
 _LABELS = msgspec.json.Decoder(list[str])
+_U4, _U1, _F4 = np.dtype("<u4"), np.dtype("u1"), np.dtype("<f4")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """``rois`` u32 ``(n,)`` index the session's ROIs; ``validity`` u8 ``(n,)`` are bits of `Validity`; ``probability``
     float32 ``(s, n)``, calibrated; ``response``, ``low`` and ``high`` float32 ``(s, n, response_frames)`` dF/F, None where
     only probabilities were asked; ``baseline`` float32 ``(n, baseline_frames)`` dF/F, the network's input, where asked.
@@ -114,7 +114,7 @@ class Answer:
     uncertainty_s: float = 0.0
     display_latency_s: float = 0.0
     source: Source = Source.NONE
-    flags: Flags = field(default=Flags(0))
+    flags: Flags = Flags(0)
 
     @property
     def valid(self) -> NDArray[np.bool_]:
@@ -143,22 +143,8 @@ class Answer:
         n, s = len(self.rois), len(self.stimuli)
         steps = 0 if self.response is None else int(self.response.shape[2])
         frames = 0 if self.baseline is None else int(self.baseline.shape[1])
-        parts: list[tuple[NDArray[Any] | None, str, tuple[int, ...]]] = [
-            (self.rois, "<u4", (n,)),
-            (self.validity, "u1", (n,)),
-            (self.probability, "<f4", (s, n)),
-        ]
-        if steps:
-            parts += [(array, "<f4", (s, n, steps)) for array in (self.response, self.low, self.high)]
-        if frames:
-            parts.append((self.baseline, "<f4", (n, frames)))
-        for array, _, shape in parts:
-            if array is None or array.shape != shape:
-                found = None if array is None else array.shape
-                raise WireError(ErrorCode.BAD_PAYLOAD, f"ANSWER: an array has shape {found}, expected {shape}")
         labels = msgspec.json.encode(self.stimuli)
-        arrays_bytes = answer_bytes(rois=n, stimuli=s, response_frames=steps, baseline_frames=frames)
-        payload_bytes = arrays_bytes + len(labels)
+        payload_bytes = answer_bytes(rois=n, stimuli=s, response_frames=steps, baseline_frames=frames) + len(labels)
         if payload_bytes > MAX_ANSWER:
             raise WireError(
                 ErrorCode.OVERSIZED, f"ANSWER: {payload_bytes} bytes; ask for fewer ROIs, stimuli or less detail"
@@ -173,11 +159,7 @@ class Answer:
             payload_bytes=payload_bytes,
             **header,
         )
-        data = bytearray(HEADER_BYTES + payload_bytes)
-        data[:HEADER_BYTES] = head.encode()
-        _LINEAGE.pack_into(
-            data,
-            HEADER_BYTES,
+        lineage = _LINEAGE.pack(
             LINEAGE_BYTES,
             s,
             steps,
@@ -200,22 +182,23 @@ class Answer:
             self.deadline_ns,
             self.bundle,
         )
-        _TOLD.pack_into(
-            data,
-            HEADER_BYTES + _LINEAGE.size,
-            self.told_s,
-            self.uncertainty_s,
-            self.display_latency_s,
-            self.source,
-        )
-        at = HEADER_BYTES + LINEAGE_BYTES
-        for array, kind, _ in parts:
-            assert array is not None  # checked above
-            np.frombuffer(data, dtype=kind, count=array.size, offset=at)[...] = array.reshape(-1)
+        told = _TOLD.pack(self.told_s, self.uncertainty_s, self.display_latency_s, self.source)
+        parts: list[bytes | memoryview] = [
+            head.encode(),
+            lineage,
+            told,
+            _part(self.rois, _U4, (n,)),
+            _part(self.validity, _U1, (n,)),
             # Four-byte numbers follow the validity bytes: they begin at a multiple of 4.
-            at += array.nbytes + (-array.nbytes % 4)
-        data[HEADER_BYTES + arrays_bytes :] = labels
-        return data
+            bytes(-n % 4),
+            _part(self.probability, _F4, (s, n)),
+        ]
+        if steps:
+            parts += [_part(array, _F4, (s, n, steps)) for array in (self.response, self.low, self.high)]
+        if frames:
+            parts.append(_part(self.baseline, _F4, (n, frames)))
+        parts.append(labels)
+        return bytearray().join(parts)
 
     @classmethod
     def decode(cls, header: Header, payload: memoryview) -> Answer:
@@ -266,10 +249,10 @@ class Answer:
                 f"ANSWER: asked {asked}, phase {phase} and source {source}; see wire.md for the numbers",
             )
         at = lineage_bytes
-        rois = np.frombuffer(payload, dtype="<u4", count=n, offset=at)
-        validity = np.frombuffer(payload, dtype="u1", count=n, offset=at + 4 * n)
+        rois = np.frombuffer(payload, dtype=_U4, count=n, offset=at)
+        validity = np.frombuffer(payload, dtype=_U1, count=n, offset=at + 4 * n)
         at += 5 * n + -n % 4
-        floats = np.frombuffer(payload, dtype="<f4", count=rows + 3 * rows * steps + n * frames, offset=at)
+        floats = np.frombuffer(payload, dtype=_F4, count=rows + 3 * rows * steps + n * frames, offset=at)
         labels_at = at + 4 * len(floats)
         try:
             labels = _LABELS.decode(payload[labels_at : labels_at + labels_bytes])
@@ -313,6 +296,18 @@ class Answer:
         )
 
 
+def _part(array: NDArray[Any] | None, kind: np.dtype[Any], shape: tuple[int, ...]) -> memoryview:
+    """An array as it lies in the message.
+
+    Raises:
+        WireError: it is missing, or has another shape.
+    """
+    if array is None or array.shape != shape:
+        found = None if array is None else array.shape
+        raise WireError(ErrorCode.BAD_PAYLOAD, f"ANSWER: an array has shape {found}, expected {shape}")
+    return np.ascontiguousarray(array, dtype=kind).data
+
+
 _ASKED = frozenset(Asked)
 _PHASES = frozenset(Phase)
 _SOURCES = frozenset(Source)
@@ -324,16 +319,16 @@ def stamp_published(message: bytearray, *, published_ns: int, flags: Flags) -> N
 
     The time that encoding takes is so part of what the stamps tell.
     """
-    struct.pack_into("<I", message, _FLAGS_AT, flags)
-    struct.pack_into("<q", message, _SENT_AT, published_ns)
-    struct.pack_into("<q", message, _PUBLISHED_AT, published_ns)
+    _FLAGS.pack_into(message, _FLAGS_AT, flags)
+    _NS.pack_into(message, _SENT_AT, published_ns)
+    _NS.pack_into(message, _PUBLISHED_AT, published_ns)
 
 
 def readdress(message: bytearray, *, request: int, sent_ns: int | None = None) -> None:
     """Make an encoded message the reply to another request."""
     struct.pack_into("<Q", message, _REQUEST_AT, request)
     if sent_ns is not None:
-        struct.pack_into("<q", message, _SENT_AT, sent_ns)
+        _NS.pack_into(message, _SENT_AT, sent_ns)
 
 
 def answer_bytes(*, rois: int, stimuli: int, response_frames: int, baseline_frames: int) -> int:

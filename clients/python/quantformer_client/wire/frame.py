@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,12 +13,12 @@ from quantformer_client.wire.header import ID_LIMIT, MAX_ROIS, MINOR, Flags, Hea
 
 #: Greatest device time in s, forward or back.
 LATEST_S = 1e12
-#: As plain numbers: reading a frame is the engine's most frequent work, and a flag's own operators are slow.
+#: Made once, flags as plain numbers: reading a frame is the engine's most frequent work.
+_F4 = np.dtype("<f4")
 _HAS_NEUROPIL, _HAS_MOTION = int(Flags.HAS_NEUROPIL), int(Flags.HAS_MOTION)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Frame:
+class Frame(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """One frame: ``fluorescence`` and ``neuropil`` float32 ``(rois,)``, ``device_s`` seconds on the microscope's clock,
     ``motion`` the shift (dx, dy) in pixels that was corrected. ``roi_hash`` 0 leaves the order of the ROIs unchecked.
 
@@ -101,11 +101,11 @@ class Frame:
             raise WireError(
                 ErrorCode.BAD_PAYLOAD, f"FRAME: frame number {header.frame}, expected one below {ID_LIMIT} (2^53)"
             )
-        values = np.frombuffer(payload, dtype="<f4", count=wanted // 4)
+        values = np.frombuffer(payload, dtype=_F4, count=wanted // 4)
         return cls(
             number=header.frame,
             device_s=header.device_s,
-            fluorescence=values[:n],
+            fluorescence=values if wanted == neuropil_at else values[:n],
             neuropil=values[n : 2 * n] if flags & _HAS_NEUROPIL else None,
             motion=(float(values[-2]), float(values[-1])) if flags & _HAS_MOTION else None,
             roi_hash=header.roi_hash,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag
+
+import msgspec
 
 from quantformer_client.errors import ErrorCode, WireError
 
@@ -91,8 +92,7 @@ HEADER_BYTES = _LAYOUT.size
 _PREFIX = struct.Struct("<4sBBHQ")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Header:
+class Header(msgspec.Struct, frozen=True, kw_only=True):
     """The fixed fields of a message, in the order of the layout.
 
     ``device_s`` is seconds on the microscope's clock (NaN: none); ``sent_ns`` is the sender's own monotonic clock;
@@ -153,20 +153,11 @@ class Header:
             WireError: foreign, truncated, oversized, of another major version or of an unknown type.
         """
         found = len(buffer)
-        if bytes(buffer[:4]) != MAGIC[:found]:
-            raise WireError(ErrorCode.BAD_MAGIC, f"a message begins with {bytes(buffer[:4])!r}, expected {MAGIC!r}")
-        if found >= 5 and buffer[4] != MAJOR:
-            raise WireError(
-                ErrorCode.UNSUPPORTED_VERSION,
-                f"a message of wire version {buffer[4]}, this side speaks {MAJOR}; install the matching quantformer",
-            )
-        if found < HEADER_BYTES:
-            raise WireError(ErrorCode.TRUNCATED, f"a message of {found} bytes, the header alone has {HEADER_BYTES}")
-        if found > MAX_MESSAGE:
-            raise WireError(ErrorCode.OVERSIZED, f"a message of {found} bytes, at most {MAX_MESSAGE} are taken")
+        if found < HEADER_BYTES or found > MAX_MESSAGE:
+            raise _no_header(buffer)
         (
-            _,
-            _,
+            magic,
+            major,
             _,
             kind,
             session,
@@ -183,6 +174,8 @@ class Header:
             count,
             payload_bytes,
         ) = _LAYOUT.unpack_from(buffer)
+        if magic != MAGIC or major != MAJOR:
+            raise _no_header(buffer)
         message_type = _TYPES.get(kind)
         if message_type is None:
             raise WireError(ErrorCode.UNKNOWN_TYPE, f"message type {kind} is not known to wire version {MAJOR}.{MINOR}")
@@ -221,6 +214,21 @@ class Header:
             minor=minor,
             header_bytes=header_bytes,
         )
+
+
+def _no_header(buffer: memoryview) -> WireError:
+    """What is wrong with bytes whose first fields are not those of a message, the first thing first."""
+    found = len(buffer)
+    if bytes(buffer[:4]) != MAGIC[:found]:
+        return WireError(ErrorCode.BAD_MAGIC, f"a message begins with {bytes(buffer[:4])!r}, expected {MAGIC!r}")
+    if found >= 5 and buffer[4] != MAJOR:
+        return WireError(
+            ErrorCode.UNSUPPORTED_VERSION,
+            f"a message of wire version {buffer[4]}, this side speaks {MAJOR}; install the matching quantformer",
+        )
+    if found < HEADER_BYTES:
+        return WireError(ErrorCode.TRUNCATED, f"a message of {found} bytes, the header alone has {HEADER_BYTES}")
+    return WireError(ErrorCode.OVERSIZED, f"a message of {found} bytes, at most {MAX_MESSAGE} are taken")
 
 
 # Looked up, since making a member from its number takes longer than the rest of reading a header.
