@@ -1,4 +1,4 @@
-"""Measure one question about every neuron: the engine's network beside PyTorch eager and a plain run of the same graph.
+"""Measure one question about every neuron: the engine's network, in float32 and int8, beside PyTorch eager and a plain run.
 
     python deploy/measure_inference.py [--preset paper] [--neurons 241] [--stimuli 1] [--threads 2] [--rounds 20] [--json FILE]
 
@@ -11,6 +11,7 @@ spin while they wait for each other. docs/benchmarks.md says what was found.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import json
 import multiprocessing
@@ -23,12 +24,15 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from quantformer.manifest import Precision
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = 5
@@ -86,12 +90,13 @@ def plain(path: Path, preset: str, stimuli: int, threads: int) -> Call:
     return lambda: list(session.run(None, given))
 
 
-def engine(path: Path, preset: str, stimuli: int, threads: int) -> Call:
+def engine(path: Path, preset: str, stimuli: int, threads: int, *, precision: Precision = "float32") -> Call:
     """The engine's network: bound tensors, rows in parts, lanes."""
     from quantformer.bundle import load_bundle
     from quantformer_service.network import Network
 
-    network, given = Network(load_bundle(path), provider="cpu", threads=threads), question(path, stimuli)
+    bundle, given = load_bundle(path).in_precision(precision), question(path, stimuli)
+    network = Network(bundle, provider="cpu", threads=threads)
     population = network.place(given["neuron"])
     asked = {name: given[name] for name in ("stimulus", "row_neuron", "row_stimulus")}
 
@@ -104,7 +109,13 @@ def engine(path: Path, preset: str, stimuli: int, threads: int) -> Call:
     return call
 
 
-COMPETITORS = {"PyTorch eager": eager, "session.run": plain, "engine": engine}
+LOWERED = "engine, int8"
+COMPETITORS = {
+    "PyTorch eager": eager,
+    "session.run": plain,
+    "engine": engine,
+    LOWERED: functools.partial(engine, precision="int8"),
+}
 
 
 def work(name: str, path: Path, preset: str, stimuli: int, threads: int, desk: Connection) -> None:
@@ -135,7 +146,11 @@ def measure(path: Path, *, preset: str, stimuli: int, threads: int, rounds: int)
         desks[name], theirs = context.Pipe()
         context.Process(target=work, args=(name, path, preset, stimuli, threads, theirs), daemon=True).start()
         answers[name] = desks[name].recv()
+    off = [np.abs(one - other).max() for one, other in zip(answers[LOWERED], answers["PyTorch eager"], strict=True)]
+    print(f"{LOWERED}: a logit is off by at most {off[0]:.4f} (they spread by {answers['PyTorch eager'][0].std():.3f})")
     for name, found in answers.items():
+        if name == LOWERED:
+            continue
         for one, other in zip(found, answers["PyTorch eager"], strict=True):
             if not np.abs(one - other).max() < 1e-4:
                 raise SystemExit(f"{name} and PyTorch differ by {np.abs(one - other).max():.1e}: nothing to compare")
@@ -182,7 +197,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "bundle"
         ids = tuple(f"n{i:05d}" for i in range(asked.neurons))
-        made_up().write_tiny_bundle(path, neuron_ids=ids, config=PRESETS[asked.preset])
+        made_up().write_tiny_bundle(path, neuron_ids=ids, config=PRESETS[asked.preset], forms=("int8",))
         load = os.getloadavg()[0]
         taken = measure(
             path, preset=asked.preset, stimuli=asked.stimuli, threads=asked.threads, rounds=asked.rounds

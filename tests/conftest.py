@@ -22,6 +22,14 @@ def tiny_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def lowered_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with both forms of lower precision."""
+    path = tmp_path_factory.mktemp("bundle") / "lowered"
+    write_tiny_bundle(path, forms=("int8", "float16"))
+    return path
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real recordings beside the checkout; tests that need it are skipped where it is absent."""
     if not SHARED_DATA.is_dir():

@@ -57,6 +57,7 @@ BODIES: list[wire.Body | wire.Frame | wire.Answer] = [
         phases=["onset", "between"],
         largest_message=wire.MAX_MESSAGE,
         privileges={"realtime": "not asked"},
+        precision="int8",
     ),
     wire.Bye(reason="done"),
     wire.Ping(),
@@ -92,6 +93,7 @@ BODIES: list[wire.Body | wire.Frame | wire.Answer] = [
             waiting_s=0.125,
             lost=0,
         ),
+        precision="int8",
     ),
     wire.Metrics(
         state="ready",

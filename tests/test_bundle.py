@@ -222,6 +222,94 @@ def test_json_nested_without_end_is_refused(copy: Path, opening: bytes) -> None:
         load_bundle(copy)
 
 
+# --- forms of lower precision -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lowered(lowered_bundle_path: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(lowered_bundle_path, tmp_path / "lowered"))
+
+
+def test_forms_are_files_of_their_own_and_float32_is_what_is_loaded(lowered: Path, bundle: Bundle) -> None:
+    found = load_bundle(lowered)
+    assert sorted(file.name for file in lowered.iterdir()) == sorted([*FILES, "model.int8.onnx", "model.float16.onnx"])
+    assert (found.precision, found.graph) == ("float32", bundle.graph)
+    assert set(found.forms) == {"int8", "float16"}
+    for name in ("int8", "float16"):
+        form = found.in_precision(name)
+        assert (form.precision, form.hash) == (name, found.hash)
+        assert form.graph == form.onnx_path.read_bytes() == (lowered / f"model.{name}.onnx").read_bytes()
+        assert form.in_precision("float32").graph == bundle.graph
+    again = parse_manifest(render_manifest(found.manifest), source="here")
+    assert again.forms == found.manifest.forms
+    assert again.forms["int8"].log_loss.at_most == 0.0002
+
+
+@pytest.mark.parametrize("name", ["model.int8.onnx", "model.float16.onnx"])
+@pytest.mark.parametrize("harm", ["missing", "altered", "truncated"])
+def test_a_form_that_is_not_whole_is_refused_whatever_is_served(lowered: Path, name: str, harm: str) -> None:
+    content = bytearray((lowered / name).read_bytes())
+    if harm == "missing":
+        (lowered / name).unlink()
+    else:
+        content[len(content) // 2] ^= 1
+        (lowered / name).write_bytes(content if harm == "altered" else content[:-1])
+    with pytest.raises(BundleError, match=re.escape(name)):
+        load_bundle(lowered)
+
+
+def test_a_form_that_the_bundle_lacks_is_refused_with_the_reason(bundle: Bundle, lowered: Path) -> None:
+    with pytest.raises(BundleError, match="has no int8 graph; it was exported without: export it again"):
+        bundle.in_precision("int8")
+
+    def refuse(manifest: dict[str, Any]) -> None:
+        manifest["forms"]["int8"]["refused"] = "mse 0.1 more"
+        del manifest["files"]["model.int8.onnx"]
+
+    change_manifest(lowered, refuse)
+    found = load_bundle(lowered)
+    assert set(found.forms) == {"float16"}
+    with pytest.raises(BundleError, match=r"has no int8 graph; it was not admitted: mse 0\.1 more"):
+        found.in_precision("int8")
+
+
+FORMS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "a file of no form": (lambda m: m["forms"].pop("int8"), "lists .*model.int8.onnx.*, expected .* and no other"),
+    "a form of no file": (lambda m: m["files"].pop("model.int8.onnx"), "lists .*, expected .*model.int8.onnx"),
+    "a refused form's file": (lambda m: m["forms"]["int8"].update(refused="why"), "lists .*model.int8.onnx"),
+    "another form": (lambda m: m["forms"].update(int4=m["forms"]["int8"]), "int4"),
+    "a form unjudged": (lambda m: m["forms"]["int8"].pop("log_loss"), "missing required field `log_loss`"),
+}
+
+
+@pytest.mark.parametrize("harm", FORMS)
+def test_forms_that_are_wrong_on_purpose_are_refused_with_the_reason(lowered: Path, harm: str) -> None:
+    change, reason = FORMS[harm]
+    change_manifest(lowered, change)
+    with pytest.raises(BundleError, match=reason):
+        load_bundle(lowered)
+
+
+def test_a_bundle_of_schema_3_is_read_and_extended_as_one_of_today(copy: Path, tmp_path: Path) -> None:
+    def older(manifest: dict[str, Any]) -> None:
+        manifest["schema"] = 3
+        del manifest["forms"]
+
+    change_manifest(copy, older)
+    found = load_bundle(copy)
+    assert (found.manifest.schema, dict(found.forms)) == (3, {})
+    longer = found.extended(ids=["new 0", "new 1"], vectors=new_neurons(found), path=tmp_path / "longer")
+    assert longer.manifest.schema == SCHEMA
+
+
+def test_extending_takes_the_forms_along_whichever_is_served(lowered: Path, tmp_path: Path) -> None:
+    found = load_bundle(lowered).in_precision("int8")
+    longer = found.extended(ids=["new 0", "new 1"], vectors=new_neurons(found), path=tmp_path / "longer")
+    for name in (GRAPH, "model.int8.onnx", "model.float16.onnx"):
+        assert (longer.path / name).read_bytes() == (lowered / name).read_bytes()
+    assert longer.manifest.forms == found.manifest.forms
+
+
 def header(entries: dict[str, Any], body: bytes = b"") -> bytes:
     text = json.dumps(entries).encode()
     return struct.pack("<Q", len(text)) + text + body

@@ -8,8 +8,8 @@ import onnxruntime
 import pytest
 
 from quantformer.bundle import Bundle, load_bundle
-from quantformer.errors import ProviderError
-from quantformer_service.runtime import check_running, open_session
+from quantformer.errors import BundleError, ProviderError
+from quantformer_service.runtime import check_running, in_precision, open_session
 
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
@@ -48,3 +48,17 @@ def test_each_run_computes_on_the_callers_thread_and_no_thread_spins(bundle: Bun
     options = open_session(bundle, provider="cpu", threads=1).get_session_options()
     assert options.intra_op_num_threads == 1
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+def test_the_precision_is_what_was_asked_or_the_reason_why_not(bundle: Bundle, lowered_bundle_path: Path) -> None:
+    lowered = load_bundle(lowered_bundle_path)
+    assert in_precision(lowered, precision="float32", provider="cpu").precision == "float32"
+    for asked in ("auto", "int8"):
+        found = in_precision(lowered, precision=asked, provider="cpu")
+        assert found.precision == "int8"
+        assert found.graph == lowered.forms["int8"]
+    assert in_precision(bundle, precision="auto", provider="cpu").precision == "float32"
+    with pytest.raises(BundleError, match="has no int8 graph"):
+        in_precision(bundle, precision="int8", provider="cpu")
+    with pytest.raises(ProviderError, match="float16 is not for provider cpu, whose form is int8"):
+        in_precision(lowered, precision="float16", provider="cpu")

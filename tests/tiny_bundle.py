@@ -14,7 +14,18 @@ import numpy as np
 
 from quantformer.bundle import Bundle, Vectors, write_bundle
 from quantformer.config import PRESETS, TUNING_QUANTITIES, ModelConfig
-from quantformer.manifest import Calibration, Interval, Label, LeadSkill, Manifest, StimulusSpec
+from quantformer.manifest import (
+    Calibration,
+    Form,
+    FormName,
+    Interval,
+    Label,
+    LeadSkill,
+    Manifest,
+    Parity,
+    SkillLost,
+    StimulusSpec,
+)
 from quantformer.signal import SignalRecipe
 from quantformer.vocabulary import NOTHING, ONGOING, StimulusRecipe
 
@@ -40,10 +51,18 @@ def random_forecaster(config: ModelConfig, *, seed: int) -> Forecaster:
 
 
 def write_tiny_bundle(
-    path: Path, *, neuron_ids: tuple[str, ...] = NEURONS, seed: int = 0, config: ModelConfig = TINY
+    path: Path,
+    *,
+    neuron_ids: tuple[str, ...] = NEURONS,
+    seed: int = 0,
+    config: ModelConfig = TINY,
+    forms: tuple[FormName, ...] = (),
 ) -> Bundle:
-    """Write a bundle for these neurons and eight gratings (ids ``dir=000`` ... ``dir=315``)."""
+    """Write a bundle for these neurons and eight gratings (ids ``dir=000`` ... ``dir=315``), with these forms: the loss of
+    skill in its manifest is made up.
+    """
     from quantformer_training.export import check_parity, example_inputs, export_graph
+    from quantformer_training.lower_precision import float16_graph, int8_graph
 
     forecaster = random_forecaster(config, seed=seed)
     graph = export_graph(forecaster)
@@ -67,6 +86,18 @@ def write_tiny_bundle(
         usual_f0=np.linspace(80.0, 200.0, n),
         f0_range=np.tile([50.0, 2000.0], (n, 1)),
         noise_range=np.tile([0.0, 1.0], (n, 1)),
+    )
+    asked = [example_inputs(config, neurons=8, rows=64, features=recipe.tuning_width + 8, seed=i) for i in range(4)]
+    made: dict[FormName, bytes] = {}
+    if "int8" in forms:
+        made["int8"] = int8_graph(graph, d=config.d, calibration=asked)
+    if "float16" in forms:
+        made["float16"] = float16_graph(graph, d=config.d)
+    lost = SkillLost(float32=0.5, lost=0.0001, at_most=0.0002)
+    form = Form(
+        log_loss=lost,
+        mse=lost,
+        agreement=Parity(rows=256, logit=0.1, response=0.1, spread=0.1, provider="CPUExecutionProvider"),
     )
     manifest = Manifest(
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -92,8 +123,9 @@ def write_tiny_bundle(
         metrics={},
         parity=parity,
         provenance={"data": "random weights"},
+        forms=dict.fromkeys(made, form),
     )
-    return write_bundle(path, manifest=manifest, vectors=vectors, graph=graph)
+    return write_bundle(path, manifest=manifest, vectors=vectors, graph=graph, forms=made)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """The trained model on disk, complete, verified and without torch.
 
-A bundle is a directory of three files: ``manifest.json``, ``model.onnx`` and ``vectors.safetensors``; nothing else that
-may lie there is read. The manifest holds the SHA-256 of the other two, a checksum of itself, and everything needed to use
-and to judge the model. The bundle's own hash is the SHA-256 of the manifest's bytes. docs/bundle.md describes all of it.
+A bundle is a directory of ``manifest.json``, ``model.onnx``, ``vectors.safetensors`` and a graph for each admitted form of
+lower precision; nothing else that may lie there is read. The manifest holds the SHA-256 of the others, a checksum of itself,
+and everything needed to use and to judge the model. The bundle's own hash is the SHA-256 of the manifest's bytes.
+docs/bundle.md describes all of it.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import shutil
@@ -15,6 +17,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -25,13 +28,14 @@ from safetensors.numpy import save as save_tensors
 
 from quantformer.config import TUNING_QUANTITIES
 from quantformer.errors import BundleError, DataError
-from quantformer.manifest import Manifest, parse_manifest, render_manifest
+from quantformer.manifest import SCHEMA, FormName, Manifest, Precision, parse_manifest, render_manifest
 from quantformer.signal import SignalRecipe
 from quantformer.vocabulary import StimulusRecipe
 
 MANIFEST, GRAPH, VECTORS = "manifest.json", "model.onnx", "vectors.safetensors"
 #: Largest file, in bytes, that is read into memory; a bundle is refused rather than allowed to exhaust the machine.
 LARGEST_FILE = 2 << 30
+_NO_FORMS: Mapping[FormName, bytes] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,16 +102,56 @@ class NeuronRows:
 
 
 class Bundle:
-    """A verified bundle. Made by `load_bundle`; nothing in it can be changed."""
+    """A verified bundle. Made by `load_bundle`; nothing in it can be changed.
 
-    def __init__(self, *, path: Path, digest: str, manifest: Manifest, vectors: Vectors, graph: bytes) -> None:
-        self.path, self.hash, self.manifest, self.vectors, self.graph = path, digest, manifest, vectors, graph
+    ``graph`` and ``forms`` are the verified ONNX files: float32, and lower precisions by name.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: Path,
+        digest: str,
+        manifest: Manifest,
+        vectors: Vectors,
+        graph: bytes,
+        forms: Mapping[FormName, bytes] = _NO_FORMS,
+        precision: Precision = "float32",
+    ) -> None:
+        self.path, self.hash, self.manifest, self.vectors, self.precision = path, digest, manifest, vectors, precision
+        self._graphs: dict[Precision, bytes] = {"float32": graph}
+        for name, form in forms.items():
+            self._graphs[name] = form
         self._row_of = {name: row for row, name in enumerate(manifest.neuron_ids)}
 
     @property
     def onnx_path(self) -> Path:
         """Where the graph lies; `graph` holds the bytes that were verified."""
-        return self.path / GRAPH
+        return self.path / graph_file(self.precision)
+
+    @property
+    def graph(self) -> bytes:
+        """The ONNX graph, in `precision`."""
+        return self._graphs[self.precision]
+
+    @property
+    def forms(self) -> Mapping[FormName, bytes]:
+        """The admitted graphs of lower precision."""
+        return MappingProxyType({name: graph for name, graph in self._graphs.items() if name != "float32"})
+
+    def in_precision(self, precision: Precision) -> Bundle:
+        """The same bundle, whose `graph` is of this precision.
+
+        Raises:
+            BundleError: it holds no such graph.
+        """
+        if precision not in self._graphs:
+            form = self.manifest.forms.get(precision) if precision != "float32" else None
+            reason = f"it was not admitted: {form.refused}" if form else "it was exported without: export it again"
+            raise BundleError(f"bundle {self.hash[:12]} has no {precision} graph; {reason}; set precision float32 or auto")
+        found = copy.copy(self)
+        found.precision = precision
+        return found
 
     @property
     def recipe(self) -> SignalRecipe:
@@ -209,11 +253,19 @@ class Bundle:
         )
         facts = {**self.manifest.provenance, "extended_from": self.hash}
         manifest = self.manifest.replace(neuron_ids=(*self.manifest.neuron_ids, *ids), provenance=facts)
-        return write_bundle(path, manifest=manifest, vectors=both, graph=self.graph)
+        graph = self._graphs["float32"]
+        return write_bundle(path, manifest=manifest, vectors=both, graph=graph, forms=self.forms)
 
 
-def write_bundle(path: Path, *, manifest: Manifest, vectors: Vectors, graph: bytes) -> Bundle:
-    """Write a bundle aside, verify it, then move it to ``path``, which must not exist.
+def graph_file(precision: Precision) -> str:
+    """Name of the file of the graph of this precision."""
+    return GRAPH if precision == "float32" else f"model.{precision}.onnx"
+
+
+def write_bundle(
+    path: Path, *, manifest: Manifest, vectors: Vectors, graph: bytes, forms: Mapping[FormName, bytes] = _NO_FORMS
+) -> Bundle:
+    """Write a bundle aside, verify it, then move it to ``path``, which must not exist. ``forms`` are those admitted.
 
     Raises:
         BundleError: ``path`` exists, or the parts contradict each other.
@@ -224,12 +276,11 @@ def write_bundle(path: Path, *, manifest: Manifest, vectors: Vectors, graph: byt
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         tensors = save_tensors({name: np.ascontiguousarray(array) for name, array in vectors.tensors().items()})
-        files = {GRAPH: hashlib.sha256(graph).hexdigest(), VECTORS: hashlib.sha256(tensors).hexdigest()}
-        for name, content in (
-            (GRAPH, graph),
-            (VECTORS, tensors),
-            (MANIFEST, render_manifest(manifest.replace(files=files))),
-        ):
+        contents = {GRAPH: graph, VECTORS: tensors} | {graph_file(name): form for name, form in forms.items()}
+        files = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+        # A bundle of an older schema that is extended is written as this software's.
+        contents[MANIFEST] = render_manifest(manifest.replace(files=files, schema=SCHEMA))
+        for name, content in contents.items():
             with (aside / name).open("wb") as file:
                 file.write(content)
                 file.flush()
@@ -254,8 +305,12 @@ def load_bundle(path: Path | str) -> Bundle:
         raise BundleError(f"{root} is not a directory; a bundle is a directory with {MANIFEST}, {GRAPH} and {VECTORS}")
     text = _read(root, MANIFEST)
     manifest = parse_manifest(text, source=str(root / MANIFEST))
-    if set(manifest.files) != {GRAPH, VECTORS}:
-        raise BundleError(f"{root / MANIFEST} lists {sorted(manifest.files)}, expected {GRAPH} and {VECTORS}")
+    admitted = [name for name, form in manifest.forms.items() if not form.refused]
+    expected_files = [GRAPH, *map(graph_file, admitted), VECTORS]
+    if set(manifest.files) != set(expected_files):
+        raise BundleError(
+            f"{root / MANIFEST} lists {sorted(manifest.files)}, expected {', '.join(expected_files)} and no other"
+        )
     contents = {}
     for name, expected in manifest.files.items():
         contents[name] = _read(root, name)
@@ -272,7 +327,8 @@ def load_bundle(path: Path | str) -> Bundle:
             raise BundleError(f"{root / MANIFEST}: stimulus {name!r}: {error}") from None
     vectors = _parse_vectors(contents[VECTORS], manifest=manifest, source=root / VECTORS)
     digest = hashlib.sha256(text).hexdigest()
-    return Bundle(path=root, digest=digest, manifest=manifest, vectors=vectors, graph=contents[GRAPH])
+    forms = {name: contents[graph_file(name)] for name in admitted}
+    return Bundle(path=root, digest=digest, manifest=manifest, vectors=vectors, graph=contents[GRAPH], forms=forms)
 
 
 def _read(root: Path, name: str) -> bytes:

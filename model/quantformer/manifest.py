@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -13,10 +14,16 @@ from quantformer.signal import SignalRecipe
 from quantformer.vocabulary import StimulusRecipe
 
 #: Number of the manifest's schema; newer ones are refused. Schema 1 lacked the neurons' usual fluorescence, schema 2 their rate
-#: whatever the stimulus, which their graphs did not ask for either: such a bundle has to be exported again.
-SCHEMA = 3
+#: whatever the stimulus, which their graphs did not ask for either: such a bundle has to be exported again. Schema 3 lacked
+#: forms.
+SCHEMA = 4
 OLDEST_SCHEMA = 3
 FORMAT: Final = "quantformer-bundle"
+
+#: What a bundle's graphs compute in: float32 always, and lower *forms*, at most one a device.
+Precision = Literal["float32", "int8", "float16"]
+FormName = Literal["int8", "float16"]
+FORM_OF: MappingProxyType[str, FormName] = MappingProxyType({"cpu": "int8", "cuda": "float16"})
 
 _Positive = Annotated[float, msgspec.Meta(gt=0)]
 _Probability = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -64,13 +71,44 @@ class LeadSkill(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """PyTorch against the ONNX graph: largest absolute difference over ``rows`` rows, and near-ties left out."""
+    """PyTorch against the ONNX graph, or that against a form: largest absolute difference over ``rows`` rows."""
 
     rows: int
     logit: float
     response: float
     spread: float
     provider: str
+
+
+class SkillLost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A score of the float32 graph (less is better), how much more a form has on the same rows, and the upper end of the
+    95 % interval of that.
+    """
+
+    float32: float
+    lost: float
+    at_most: float
+
+
+class Form(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A graph of lower precision: what it loses on validation rows, and how far its answers there are from float32's.
+
+    ``refused`` says why it was not admitted; such a form has no file. Empty: the bundle holds it.
+    """
+
+    log_loss: SkillLost
+    mse: SkillLost
+    agreement: Parity
+    refused: str = ""
+
+    def __str__(self) -> str:
+        if self.refused:
+            return f"refused: {self.refused}"
+        losses = (
+            f"{name} {one.float32:.4f} {one.lost:+.1e}, at most {one.at_most:+.1e}"
+            for name, one in (("log-loss", self.log_loss), ("MSE", self.mse))
+        )
+        return f"admitted: {'; '.join(losses)}; a logit off by at most {self.agreement.logit:.3f} (validation)"
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -106,6 +144,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     metrics: dict[str, float]
     parity: Parity
     provenance: dict[str, str]
+    forms: dict[FormName, Form] = {}
     files: dict[str, str] = {}
 
     def replace(self, **changes: object) -> Manifest:

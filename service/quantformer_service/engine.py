@@ -36,6 +36,7 @@ from quantformer_service.provenance import Provenance, provenance
 from quantformer_service.questions import Question
 from quantformer_service.recording_file import Kind
 from quantformer_service.refusal import Refusal
+from quantformer_service.runtime import in_precision
 from quantformer_service.session import Session
 from quantformer_service.settings import Settings
 from quantformer_service.stream import Incoming, Peer, Sockets
@@ -137,6 +138,7 @@ class Engine:
             "epoch": self.epoch,
             "bundle": self._bundle.hash,
             "provider": self._inference.provider,
+            "precision": self._bundle.precision,
             "privileges": dict(self.privileges),
         }
 
@@ -430,6 +432,7 @@ class Engine:
             phases=sorted(self._bundle.phases),
             largest_message=wire.MAX_MESSAGE,
             privileges=dict(self.privileges),
+            precision=self._bundle.precision,
         )
 
     def _status(self) -> wire.Status:
@@ -449,6 +452,7 @@ class Engine:
             sessions=[session.status() for session in self._dispatcher.sessions.values()],
             privileges=dict(self.privileges),
             recording=self._tap.status(time.perf_counter_ns()),
+            precision=self._bundle.precision,
         )
 
     def _metrics(self) -> wire.Metrics:
@@ -516,7 +520,10 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     if not settings.bundle:
         raise UsageError("no bundle is named; give one with --bundle DIR")
     engine_settings = EngineSettings.of(settings)
-    engine = Engine(engine_settings, load_bundle(settings.bundle))
+    bundle = in_precision(
+        load_bundle(settings.bundle), precision=engine_settings.precision, provider=engine_settings.provider
+    )
+    engine = Engine(engine_settings, bundle)
     privileges = Privileges(engine_settings)
     sys.setswitchinterval(_SWITCH_S)
     # The inference thread, and whatever threads the runtime starts in it, take over what this thread has when they begin.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from quantformer.errors import UsageError
-from quantformer_service.runtime import Provider
+from quantformer_service.runtime import AskedPrecision, Provider
 from quantformer_service.settings import Settings
 
 _LOOPBACK = ("127.", "localhost", "::1")
@@ -35,8 +35,9 @@ class EngineSettings:
     tcp_port: int = 7413
     #: What HELLO must carry; empty: nothing. PUB cannot ask for it.
     token: str = ""
-    #: Execution provider, and CPU threads of one inference (0: what is fastest at the start).
+    #: Execution provider, what it computes in, and CPU threads of one inference (0: what is fastest at the start).
     provider: Provider = "auto"
+    precision: AskedPrecision = "float32"
     threads: int = 0
     #: Frames after which one that is missing is not waited for any more.
     reorder_frames: int = 8

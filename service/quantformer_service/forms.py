@@ -146,6 +146,7 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     gateway: dict[str, int]
     privileges: dict[str, str] = {}
     recording: wire.Recording | None = None
+    precision: str = "float32"
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ import msgspec
 
 from quantformer.bundle import Bundle
 from quantformer.errors import RecordingError
+from quantformer.manifest import Precision
 from quantformer_client import wire
 from quantformer_service.engine_settings import EngineSettings
 
@@ -22,13 +23,14 @@ PACKAGES = ("quantformer", "onnxruntime", "onnxruntime-gpu", "numpy", "pyzmq", "
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     """``settings`` are the engine's own without its token; ``bundle`` the SHA-256; ``processor`` the CPU's model;
-    ``threads`` those that a question's rows were shared out to.
+    ``threads`` those that a question's rows were shared out to; ``precision`` that of the graph that was asked.
     """
 
     epoch: int
     bundle: str
     provider: str
     threads: Annotated[int, msgspec.Meta(ge=0, le=4096)]
+    precision: Precision = "float32"
     wire: str
     python: str
     packages: dict[str, str]
@@ -44,6 +46,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
         runtime = self.packages.get("onnxruntime", "") or self.packages.get("onnxruntime-gpu", "")
         return (
             f"provider {self.provider}",
+            self.precision,
             f"onnxruntime {runtime}",
             f"numpy {self.packages.get('numpy', '')}",
             self.processor,
@@ -79,6 +82,7 @@ def provenance(settings: EngineSettings, bundle: Bundle, *, provider: str, threa
         bundle=bundle.hash,
         provider=provider,
         threads=threads,
+        precision=bundle.precision,
         wire=f"{wire.MAJOR}.{wire.MINOR}",
         python=platform.python_version(),
         packages={name: found for name in PACKAGES if (found := _version(name))},

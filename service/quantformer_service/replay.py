@@ -82,7 +82,7 @@ def replay(paths: Sequence[Path], bundle: Bundle, *, provider: Provider = "auto"
 
     Raises:
         RecordingError: a file is no recording, or damaged before its end.
-        BundleError: a recording was made with another bundle.
+        BundleError: a recording was made with another bundle, or a precision that this one has no graph of.
         ProviderError: ``provider`` is named and is not there.
     """
     runs: dict[int, list[RecordingReader]] = {}
@@ -118,7 +118,7 @@ def _replay_run(readers: Sequence[RecordingReader], bundle: Bundle, *, provider:
         raise BundleError(
             f"{readers[0].path} was recorded with bundle {made_with.bundle}, found {bundle.hash}; give its own with --bundle"
         )
-    player = _Player(made_with, bundle, provider=provider)
+    player = _Player(made_with, bundle.in_precision(made_with.precision), provider=provider)
     try:
         for record in records:
             player.play(record)

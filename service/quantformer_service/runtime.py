@@ -6,8 +6,11 @@ from typing import Any, Literal
 
 from quantformer.bundle import Bundle
 from quantformer.errors import ProviderError
+from quantformer.manifest import FORM_OF, Precision
 
 Provider = Literal["auto", "cpu", "cuda"]
+#: What is asked for: float32, the device's own form where the bundle has it (``auto``), or a form.
+AskedPrecision = Literal["float32", "auto", "int8", "float16"]
 #: The runtime's names of the providers.
 RUNTIME_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 #: Float32 means float32: with TF32 the GPU rounds the factors of every product to 10 bits.
@@ -47,6 +50,26 @@ def open_session(bundle: Bundle, *, provider: Provider, threads: int = 1, captur
         raise ProviderError(f"the graph cannot be made ready on provider {name}: {error}; {_CURE[name]}") from error
     check_running(session.get_providers(), name=name)
     return session
+
+
+def in_precision(bundle: Bundle, *, precision: AskedPrecision, provider: Provider) -> Bundle:
+    """The bundle with the graph of the asked precision; ``auto`` is the form of the provider's device, or float32.
+
+    Raises:
+        BundleError: the bundle has no such form.
+        ProviderError: the form is another device's, or the provider is not there.
+    """
+    if precision == "float32":
+        return bundle.in_precision("float32")
+    import onnxruntime
+
+    name = _chosen(provider, onnxruntime.get_available_providers())
+    form: Precision = FORM_OF[name]
+    if precision == "auto":
+        return bundle.in_precision(form if form in bundle.forms else "float32")
+    if precision != form:
+        raise ProviderError(f"precision {precision} is not for provider {name}, whose form is {form}; set that, or float32")
+    return bundle.in_precision(precision)
 
 
 def check_running(providers: list[str], *, name: str) -> None:

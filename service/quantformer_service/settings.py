@@ -51,6 +51,11 @@ class Settings:
     provider: str = _setting(
         "auto", help="execution provider; auto takes CUDA where onnxruntime has it", choices=("auto", "cpu", "cuda")
     )
+    precision: str = _setting(
+        "float32",
+        help="what the engine computes in; auto takes the device's form where the bundle has it: int8 (CPU), float16 (CUDA)",
+        choices=("float32", "auto", "int8", "float16"),
+    )
     threads: int = _setting(
         0, unit="threads", help="threads of one inference on the CPU; 0: what is fastest at the start", low=0, high=256
     )

@@ -17,6 +17,7 @@ from quantformer.labels import label_frames
 from quantformer.manifest import Label, Manifest, StimulusSpec
 from quantformer.signal import f0_level
 from quantformer.vocabulary import NOTHING, ONGOING
+from quantformer_training.admission import judged_forms
 from quantformer_training.examples import LONGEST_LEAD
 from quantformer_training.export import GraphInputs, check_parity, export_graph
 from quantformer_training.fit import Fitted, fingerprint
@@ -28,7 +29,8 @@ SPONTANEOUS_S = 10.0
 
 
 def write_fitted(fitted: Fitted, path: Path, *, metrics: dict[str, float] | None = None) -> Bundle:
-    """Export the graph, prove it against PyTorch on validation rows, and write the bundle to ``path``.
+    """Export the graph, prove it against PyTorch on validation rows, and write the bundle to ``path``, with those forms of
+    lower precision that are admitted.
 
     Undefined ``metrics`` (NaN) are left out of the manifest.
 
@@ -37,6 +39,7 @@ def write_fitted(fitted: Fitted, path: Path, *, metrics: dict[str, float] | None
     """
     vectors, stimuli = vectors_of(fitted), _stimuli(fitted)
     graph = export_graph(fitted.model.forecaster)
+    forms = judged_forms(fitted, vectors, graph)
     recording, recipe = fitted.reader.recording, fitted.vocabulary.recipe
     manifest = Manifest(
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -76,8 +79,10 @@ def write_fitted(fitted: Fitted, path: Path, *, metrics: dict[str, float] | None
             "validation_frames": str(fitted.split.validation),
             "test_frames": str(fitted.split.test),
         },
+        forms={name: one.form for name, one in forms.items()},
     )
-    return write_bundle(path, manifest=manifest, vectors=vectors, graph=graph)
+    admitted = {name: one.graph for name, one in forms.items() if not one.form.refused}
+    return write_bundle(path, manifest=manifest, vectors=vectors, graph=graph, forms=admitted)
 
 
 def vectors_of(fitted: Fitted) -> Vectors:

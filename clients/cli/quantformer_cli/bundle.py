@@ -78,6 +78,7 @@ def show(bundle: Bundle) -> None:
             (f"skill, lead {one.lead}", f"log-loss {one.log_loss:.4f}, MSE {one.mse:.4f} (validation)")
             for one in manifest.skill_by_lead
         ),
+        *((f"form {name}", str(form)) for name, form in sorted(manifest.forms.items())),
         *((f"metric {name}", f"{value:.4g}") for name, value in sorted(manifest.metrics.items())),
         *((f"provenance {key}", value) for key, value in sorted(manifest.provenance.items())),
     ]

@@ -99,6 +99,7 @@ def examine(settings: Settings, *, neurons: int, stimuli: int, rate_hz: float) -
         timed, ran = rate.time_runs(
             bundle=Path(settings.bundle),
             provider=settings.provider,  # type: ignore[arg-type]  # the table allows no other
+            precision=settings.precision,  # type: ignore[arg-type]  # nor here
             threads=rate.candidates(settings.provider),
             rois=rois,
             stimuli=asked,

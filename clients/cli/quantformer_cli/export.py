@@ -14,7 +14,8 @@ def add_parser(subparsers: Subparsers[Parser]) -> Parser:
     parser = add_verb(
         subparsers,
         "export",
-        about="Export a fitted model: the graph, proven against PyTorch on validation rows, with vectors and manifest.",
+        about="Export a fitted model: the graph, proven against PyTorch on validation rows, forms of lower precision that lose\n"
+        "next to nothing there, vectors and manifest.",
         example="quantformer export runs/v1 --out bundles/v1",
     )
     parser.add_argument("fitted", type=Path, nargs="?", metavar="DIR", help="made by 'quantformer finetune'")
@@ -41,4 +42,6 @@ def run(args: argparse.Namespace) -> int:
         f"{args.out or out}: {len(manifest.neuron_ids)} neurons, {len(manifest.stimuli)} stimuli; the graph agrees with PyTorch "
         f"within {parity:.1e} on {manifest.parity.rows} rows"
     )
+    for name, form in manifest.forms.items():
+        print(f"{name}: {form}")
     return 0

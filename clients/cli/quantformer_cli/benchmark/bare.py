@@ -23,11 +23,13 @@ _WARM_UP = 5
 class Bare(msgspec.Struct, frozen=True, kw_only=True):
     """The work: rows are every one of ``rois``, or the first alone (``probe``), for each of ``stimuli``. Ids that the
     bundle does not know get its unknown vector, as in the service's session. ``lanes`` asks as the service does, who cuts the
-    rows into runs for threads of its own; else all rows are one `session.run`. ``out`` takes the ns of each run.
+    rows into runs for threads of its own; else all rows are one `session.run`. ``precision`` is that of the graph, as the
+    setting. ``out`` takes the ns of each run.
     """
 
     bundle: str
     provider: Literal["auto", "cpu", "cuda"]
+    precision: Literal["float32", "auto", "int8", "float16"] = "float32"
     threads: int
     rois: list[str]
     stimuli: list[str]
@@ -43,8 +45,9 @@ class Bare(msgspec.Struct, frozen=True, kw_only=True):
 def bare(work: Bare, desk: Desk) -> dict[str, Any]:
     """Run the graph once a frame; provider and bundle that it ran with, while the durations go to ``work.out``."""
     from quantformer.bundle import load_bundle
+    from quantformer_service.runtime import in_precision
 
-    bundle = load_bundle(work.bundle)
+    bundle = in_precision(load_bundle(work.bundle), precision=work.precision, provider=work.provider)
     n, rows = len(work.rois), 1 if work.probe else len(work.rois)
     stimuli = work.stimuli[:1] if work.probe else work.stimuli
     inputs: dict[str, NDArray[Any]] = {

@@ -68,6 +68,7 @@ def differences(before: Document, after: Document) -> list[str]:
         ("usable cores", before.machine.usable_cores, after.machine.usable_cores),
         ("host", before.machine.host, after.machine.host),
         ("provider", before.service.provider, after.service.provider),
+        ("precision", before.service.precision, after.service.precision),
         ("threads", before.service.threads, after.service.threads),
         ("GPU", before.gpu and before.gpu.name, after.gpu and after.gpu.name),
         ("frame rate", before.pace.rate_hz, after.pace.rate_hz),

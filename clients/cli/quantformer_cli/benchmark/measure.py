@@ -69,6 +69,7 @@ class Target:
     threads: int
     bundle: Path | None
     root: int | None
+    precision: Literal["float32", "int8", "float16"] = "float32"
 
     @property
     def local(self) -> bool:
@@ -155,6 +156,7 @@ class Bench:
         work = Bare(
             bundle=str(target.bundle.resolve()),
             provider=target.provider,
+            precision=target.precision,
             threads=target.threads,
             rois=target.rois(neurons),
             stimuli=target.stimuli(stimuli),

@@ -104,6 +104,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     preset: str
     started: bool
     address: str
+    precision: str = "float32"
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):

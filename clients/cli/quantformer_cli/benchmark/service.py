@@ -48,7 +48,14 @@ def started(bundle: Path, *, flags: Sequence[str] = ()) -> Iterator[Subject]:
 
 
 def running(
-    *, bundle: Path | None, host: str, token: str, root: int | None, threads: int = 0, started: bool = False, **ports: int
+    *,
+    bundle: Path | None,
+    host: str,
+    token: str,
+    root: int | None,
+    threads: int = 0,
+    started: bool = False,
+    **ports: int,
 ) -> Subject:
     """A service that runs at these ports. ``threads`` are those that it was set to, told where its METRICS do not come.
 
@@ -76,6 +83,7 @@ def running(
         stimulus_ids=tuple(manifest["stimuli"]),
         baseline_frames=manifest["signal"]["baseline_frames"],
         provider="cuda" if status["provider"] == "cuda" else "cpu",
+        precision=status["precision"],
         threads=_threads(host, ports["pub_port"]) or threads or 1,
         bundle=bundle,
         **ports,
@@ -85,6 +93,7 @@ def running(
         engine=status["engine"],
         bundle=status["bundle"],
         provider=status["provider"],
+        precision=status["precision"],
         threads=target.threads,
         preset=manifest["preset"],
         started=started,

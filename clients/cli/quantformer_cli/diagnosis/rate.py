@@ -48,6 +48,7 @@ def time_runs(
     *,
     bundle: Path,
     provider: Literal["auto", "cpu", "cuda"],
+    precision: Literal["float32", "auto", "int8", "float16"],
     threads: list[int],
     rois: list[str],
     stimuli: list[str],
@@ -67,6 +68,7 @@ def time_runs(
             work = Bare(
                 bundle=str(bundle.resolve()),
                 provider=provider,
+                precision=precision,
                 threads=count,
                 rois=rois,
                 stimuli=stimuli,

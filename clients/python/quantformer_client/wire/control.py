@@ -47,7 +47,8 @@ class Hello(Body, frozen=True, kw_only=True):
 class Welcome(Body, frozen=True, kw_only=True):
     """The engine's answer to HELLO; its epoch is in the header. ``bundle`` is the bundle's SHA-256 in hex.
 
-    ``privileges`` says of pinning, real-time priority and locked memory whether each was granted or refused, and why.
+    ``privileges`` says of pinning, real-time priority and locked memory whether each was granted or refused, and why;
+    ``precision`` in what the graph computes.
     """
 
     message_type = MessageType.WELCOME
@@ -62,6 +63,7 @@ class Welcome(Body, frozen=True, kw_only=True):
     phases: list[Text]
     largest_message: Count
     privileges: dict[Text, Text] = {}
+    precision: Text = "float32"
 
 
 class Bye(Body, frozen=True, kw_only=True):
@@ -138,6 +140,7 @@ class Status(Body, frozen=True, kw_only=True):
     sessions: list[SessionStatus]
     privileges: dict[Text, Text] = {}
     recording: Recording | None = None
+    precision: Text = "float32"
 
 
 class Histogram(Nested, frozen=True, kw_only=True):
