@@ -55,7 +55,8 @@ class Slot:
         self.neuron = np.empty((0, 2, 0), np.float32)
         self.f0_minimum = np.empty(0, np.float64)
         self.usual_f0 = np.empty(0, np.float64)
-        self.f0_lowest = self.f0_highest = np.empty(0, np.float64)
+        #: Of each neuron, or one for all: until it is told, no F0 is outside.
+        self.f0_lowest, self.f0_highest = np.array([-np.inf]), np.array([np.inf])
         self.stimulus = np.empty((0, 2, 0), np.float32)
         self.row_neuron = np.empty(0, np.int64)
         self.row_stimulus = np.empty(0, np.int64)

@@ -156,9 +156,12 @@ class Subscriber:
 
     def receive(self, timeout_s: float) -> bytes | None:
         """The next message, or None if there is none within the time."""
-        if not self._socket.poll(max(0, round(timeout_s * 1000))):
+        # Waiting in the reading itself: a message is in hand sooner than by polling first.
+        self._socket.set(zmq.RCVTIMEO, max(0, round(timeout_s * 1000)))
+        try:
+            return self._socket.recv()
+        except zmq.Again:
             return None
-        return self._socket.recv(zmq.NOBLOCK)
 
     def close(self) -> None:
         """Let go of the connection."""

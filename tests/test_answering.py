@@ -1,0 +1,76 @@
+"""What an answer says of each ROI: known, usable, stimulated, inside what training saw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantformer.bundle import Bundle, load_bundle
+from quantformer_client import wire
+from quantformer_client.wire import Validity
+from quantformer_service.answering import Answering
+from quantformer_service.declaration import declare
+from quantformer_service.engine_settings import SessionLimits
+from quantformer_service.inference import Slot, write_input
+from quantformer_service.session import Session
+from quantformer_service.trigger import Trigger
+
+#: Of the bundle's neurons F0 lay between 50 and 2000. The second ROI is below, the third is nobody's, the fourth has a NaN.
+ROIS, LEVELS = ["n000", "n001", "stranger", "n003"], [100.0, 10.0, 100.0, np.nan]
+GOOD = Validity.VALID | Validity.KNOWN
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle_path: Path) -> Bundle:
+    return load_bundle(tiny_bundle_path)
+
+
+def validity(
+    bundle: Bundle, asked: list[str] | None, *, levels: list[float], light: list[str] | None = None
+) -> list[int]:
+    """Of an answer about the frame after 96 equal ones, of which light was delivered in the last."""
+    opened = wire.Open(subject="m", rois=ROIS, rate_hz=30.0, unknown="mark")
+    session = Session(
+        7, declared=declare(opened, bundle), bundle=bundle, limits=SessionLimits(), trigger=Trigger(tuple(ROIS))
+    )
+    values = np.array(levels, np.float32)
+    for number in range(96):
+        session.frame(wire.Frame(number=number, device_s=number / 30, fluorescence=values), received_ns=number)
+    if light:
+        session.stimulation(wire.Stimulation(rois=light, first_frame=95, last_frame=95, blanked=False))
+    onset = wire.Onset(stimuli=[wire.Stimulus(stimulus_id="dir=045")] * 2, rois=asked, detail="probability")
+    session.docket.ask(onset, number=1, peer=None, request=1, now_ns=0)
+    (question,) = session.docket.due(now_ns=0, expected_ns=lambda _rows: 0)
+    slot = Slot()
+    session.capture(question, slot)
+    write_input(slot, bundle.recipe, out=np.empty((len(ROIS), 96), np.float32))
+    slot.probability = np.zeros(question.rows, np.float32)
+    answer = Answering(bundle).answer(question, slot)
+    assert answer.probability.shape == (2, len(asked or ROIS))
+    found: list[int] = answer.validity.tolist()
+    return found
+
+
+def test_each_roi_is_marked_by_what_is_wrong_with_it(bundle: Bundle) -> None:
+    outside, nobody, broken = GOOD | Validity.F0_OUT_OF_RANGE, Validity.VALID, Validity.KNOWN | Validity.INVALID_F0
+    assert validity(bundle, None, levels=LEVELS) == [GOOD, outside, nobody, broken]
+    # In the order of the question, and only those asked about.
+    assert validity(bundle, ["n003", "n000"], levels=LEVELS) == [broken, GOOD]
+
+
+def test_where_nothing_is_wrong_each_is_valid(bundle: Bundle) -> None:
+    assert validity(bundle, None, levels=[100.0] * 4) == [GOOD, GOOD, Validity.VALID, GOOD]
+    assert validity(bundle, ["stranger", "n003"], levels=[100.0] * 4) == [Validity.VALID, GOOD]
+
+
+def test_light_makes_a_roi_invalid_whatever_else_is_said_of_it(bundle: Bundle) -> None:
+    lit = Validity.KNOWN | Validity.STIMULATED
+    assert validity(bundle, ["n003", "n000", "n001"], levels=[100.0] * 4, light=["n000"]) == [GOOD, lit, GOOD]
+    assert validity(bundle, None, levels=LEVELS, light=ROIS) == [
+        lit,
+        lit | Validity.F0_OUT_OF_RANGE,
+        Validity.STIMULATED,
+        lit | Validity.INVALID_F0,
+    ]
