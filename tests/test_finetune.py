@@ -13,6 +13,7 @@ from small_recording import small_recording
 from torch import Tensor
 
 from quantformer.activation_metrics import auroc, auroc_within
+from quantformer.config import TUNING_RATES
 from quantformer.errors import DataError
 from quantformer.forecaster import ACTIVATION, FORECAST, Forecaster
 from quantformer.tokens import UNKNOWN, TaskTokens
@@ -109,8 +110,13 @@ def test_ids_and_stimuli_are_withheld_from_a_tenth_each(sources: Sources, monkey
     assert len(rows) > 500
     assert float(unknown.float().mean()) == pytest.approx(0.1, abs=0.045)
     assert float(denied.float().mean()) == pytest.approx(0.1, abs=0.045)
-    assert not rows.tuning[denied].any()
     assert (rows.stimulus[denied] == UNKNOWN).all()
+    # What is left of the tuning is the neuron's rate whatever the stimulus, of the mean neuron where the id is withheld too.
+    overall = torch.where(unknown, rows.population_tuning[:, 0], rows.tuning[:, 0])
+    assert torch.equal(rows.tuning[denied, 0], overall[denied])
+    assert torch.equal(rows.tuning[denied, 1], overall[denied])
+    assert overall[denied].any()
+    assert not rows.tuning[denied, TUNING_RATES:].any()
     # An unknown neuron is told what the mean neuron does, and never what its own row would.
     at = unknown & ~denied
     assert at.sum() > 20
@@ -146,7 +152,7 @@ def test_a_denied_stimulus_is_not_read(sources: Sources) -> None:
         rows,
         features=rows.features + 1.0,
         stimulus=(rows.stimulus + 1) % 4,
-        tuning=rows.tuning + 1.0,
+        tuning=torch.cat([rows.tuning[:, :1], rows.tuning[:, 1:] + 1.0], dim=1),
         population_tuning=rows.population_tuning + 1.0,
     )
     np.testing.assert_array_equal(model.predict(rows, denied=True).logit, model.predict(other, denied=True).logit)

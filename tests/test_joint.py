@@ -137,7 +137,7 @@ def test_the_stimulus_can_be_denied_and_counts(sources: Sources) -> None:
     told, denied = model.predict(rows), model.predict(rows, denied=True)
     assert not np.allclose(told.logit, denied.logit)
     other = rows.select(torch.arange(len(rows)))
-    other.features[:], other.tuning[:] = torch.randn_like(other.features), torch.randn_like(other.tuning)
+    other.features[:], other.tuning[:, 1:] = torch.randn_like(other.features), torch.randn_like(other.tuning[:, 1:])
     np.testing.assert_array_equal(model.predict(other, denied=True).logit, denied.logit)
     assert not np.allclose(model.predict(other).logit, told.logit)
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from quantformer.config import TUNING_RATES
 from quantformer.forecaster import ACTIVATION, FORECAST, Forecaster, ResponseAnswer
 from quantformer.losses import activation_loss, code_loss, shape_loss
 from quantformer.tokens import UNKNOWN, TaskTokens
@@ -271,12 +272,13 @@ def epoch_batches(
 
 def withheld(rows: Examples, *, unknown: Tensor, denied: Tensor) -> Examples:
     """The rows without their neuron's id where ``unknown``, and without their stimulus where ``denied``, bool ``[B]``."""
+    tuning = torch.where(unknown[:, None], rows.population_tuning, rows.tuning)
     return replace(
         rows,
         neuron=torch.where(unknown, UNKNOWN, rows.neuron),
         stimulus=torch.where(denied, UNKNOWN, rows.stimulus),
         features=torch.where(denied[:, None], 0.0, rows.features),
-        tuning=torch.where(denied[:, None], 0.0, torch.where(unknown[:, None], rows.population_tuning, rows.tuning)),
+        tuning=torch.where(denied[:, None], whatever_stimulus(tuning), tuning),
         level=torch.where(unknown[:, None], 0.0, rows.level),
     )
 
@@ -287,5 +289,15 @@ def without_stimulus(rows: Examples) -> Examples:
         rows,
         stimulus=torch.full_like(rows.stimulus, UNKNOWN),
         features=torch.zeros_like(rows.features),
-        tuning=torch.zeros_like(rows.tuning),
+        tuning=whatever_stimulus(rows.tuning),
     )
+
+
+def whatever_stimulus(tuning: Tensor) -> Tensor:
+    """What tuning ``[B, TUNING_QUANTITIES]`` still tells where the stimulus is not told: the neuron's rate whatever the
+    stimulus, in place of its rate at this one too; nothing of its mean response.
+
+    Zeros would tell a rate of zero, and whatever a model then loses would count as gained by the stimulus.
+    """
+    rates = tuning[:, :1].expand(-1, TUNING_RATES)
+    return torch.cat([rates, torch.zeros_like(tuning[:, TUNING_RATES:])], dim=1)
