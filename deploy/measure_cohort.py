@@ -115,7 +115,7 @@ def make_store(directory: Path, *, mice: int, neurons: int, sessions: list[str])
             schedule, rng = SCHEDULES[name], np.random.default_rng((mouse, number))
             frames = round(schedule.duration_s * RATE_HZ)
             traces = rng.standard_normal((frames, neurons), np.float32)
-            traces *= 20.0
+            traces *= 40.0
             traces += 100.0
             recording = Recording(
                 fluorescence=traces,

@@ -141,8 +141,11 @@ def bf16() -> Accelerator:
     return accelerator_of(precision="bf16")
 
 
-@pytest.mark.parametrize("kind", ["regression", "pretraining"])
-def test_bf16_learns_nearly_the_same(bf16: Accelerator, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+# In pre-training another run begins where a code is chosen or replaced otherwise, and how soon differs between processors.
+@pytest.mark.parametrize(("kind", "near"), [("regression", 0.001), ("pretraining", 0.2)])
+def test_bf16_learns_nearly_the_same(
+    bf16: Accelerator, tmp_path: Path, kind: str, near: float, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = []
     for name, machine in (("float32", Accelerator()), ("bf16", bf16)):
         train(kind, tmp_path / name, wish=Wish(epochs=4), machine=machine)
@@ -151,7 +154,7 @@ def test_bf16_learns_nearly_the_same(bf16: Accelerator, tmp_path: Path, kind: st
     assert all(value.dtype == exact[name].dtype for name, value in close.items()), "weights stay in float32"
     assert any(not torch.equal(value, exact[name]) for name, value in close.items()), "nothing was in bf16"
     assert half[-1][1] < half[0][1]
-    assert half[-1][1] == pytest.approx(full[-1][1], rel=0.1)
+    assert half[-1][1] == pytest.approx(full[-1][1], rel=near)
 
 
 def test_losses_are_in_bf16_wherever_they_are_computed(bf16: Accelerator) -> None:

@@ -422,6 +422,7 @@ def test_standing_questions_of_three_sessions_share_a_batch_and_each_gets_what_i
         assert (alone.onset_frame, alone.asked) == (number, wire.Asked.NOW)
         assert bits(alone) == bits(answer)
     # Nobody shares the rest of the file's session.
+    client.session = sessions[2]
     for session in sessions[:2]:
         client.ask(wire.Close(), wire.Closed, session=session)
 

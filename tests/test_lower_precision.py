@@ -42,7 +42,7 @@ def test_the_maps_are_those_of_the_transformers_and_the_first_of_the_codes(graph
     assert len(maps(onnx.load_from_string(graph), d=CONFIG.d)) == 6 * CONFIG.layers * 3 + 1
 
 
-@pytest.mark.parametrize(("form", "logit", "response"), [("int8", 0.15, 0.05), ("float16", 5e-3, 2e-3)])
+@pytest.mark.parametrize(("form", "logit", "response"), [("int8", 0.06, 0.02), ("float16", 5e-3, 2e-3)])
 def test_a_form_answers_nearly_as_float32(
     request: pytest.FixtureRequest, graph: bytes, form: str, logit: float, response: float
 ) -> None:
@@ -69,10 +69,12 @@ def test_a_rows_answer_does_not_depend_on_the_others(request: pytest.FixtureRequ
 
 def test_int8_weights_are_int8_and_keep_clear_of_overflow(graph: bytes, int8: bytes) -> None:
     weights = [one for one in onnx.load_from_string(int8).graph.initializer if one.data_type == INT8 and len(one.dims) == 2]
-    assert len(weights) == 6 * CONFIG.layers * 3 + 1
+    # Both tasks' encoders begin as copies of one, and what is alike is stored once.
+    assert len(weights) == len({node.input[1] for node in maps(onnx.load_from_string(graph), d=CONFIG.d)})
     for one in weights:
         assert np.abs(onnx.numpy_helper.to_array(one).astype(int)).max() <= 64
-    assert len(int8) < 0.5 * len(graph)
+    # Three bytes less a weight, but for scales and for nodes that round.
+    assert len(graph) - len(int8) > 1.5 * sum(int(np.prod(one.dims)) for one in weights)
 
 
 def test_the_same_calibration_makes_the_same_bytes(graph: bytes, int8: bytes) -> None:
