@@ -110,7 +110,7 @@ def engine(path: Path, preset: str, stimuli: int, threads: int, *, precision: Pr
 
 
 LOWERED = "engine, int8"
-COMPETITORS = {
+COMPETITORS: dict[str, Callable[[Path, str, int, int], Call]] = {
     "PyTorch eager": eager,
     "session.run": plain,
     "engine": engine,
