@@ -18,7 +18,7 @@ from torch import Tensor
 from training_program import Wish, train
 
 from quantformer.errors import DataError, MissingExtraError, UnavailableError, UsageError
-from quantformer_training.accelerator import Accelerator, FabricAccelerator, accelerator_of
+from quantformer_training.accelerator import Accelerator, FabricAccelerator, accelerator_of, device_here, one_process
 
 PROGRAM = Path(__file__).with_name("training_program.py")
 #: Starting two processes that import torch and Fabric takes a while on a busy machine.
@@ -239,8 +239,25 @@ def test_a_launcher_that_started_another_number_is_refused(monkeypatch: pytest.M
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_said() -> None:
+    for refused in (accelerator_of, one_process):
+        with pytest.raises(UnavailableError, match="0 are seen; use device 'cpu'"):
+            refused(device="cuda")
     with pytest.raises(UnavailableError, match="0 are seen; use device 'cpu'"):
-        accelerator_of(device="cuda")
+        device_here("cuda")
+
+
+def test_auto_is_the_gpu_where_there_is_one_and_what_is_asked_for_is_meant() -> None:
+    assert device_here("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert device_here("cpu") == "cpu"
+    for asked in ("tpu", "", "cuda:1"):
+        with pytest.raises(UsageError, match=f"device is '{asked}', expected one of cpu, cuda"):
+            device_here(asked)
+
+
+def test_one_of_many_runs_does_not_ask_who_else_a_launcher_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    machine = one_process(device="cpu")
+    assert (type(machine), machine.ranks, machine.device) == (Accelerator, 1, torch.device("cpu"))
 
 
 def test_fabric_is_imported_only_where_it_is_needed() -> None:

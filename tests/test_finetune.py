@@ -21,6 +21,7 @@ from quantformer_training import finetune as module
 from quantformer_training.examples import Examples
 from quantformer_training.finetune import FinetuneConfig, TrainedModel, finetune, mean_loss
 from quantformer_training.loop import LoopResult, Progress
+from quantformer_training.pretrain import Pretrained
 
 
 class Stopped(Exception):
@@ -38,13 +39,14 @@ def trained(
     *,
     checkpoints: Path | None = None,
     stop: tuple[str, int] | None = None,
+    pretrained: Pretrained | None = None,
 ) -> TrainedModel:
     def report(progress: Progress) -> None:
         if stop == (progress.stage, progress.epoch):
             raise Stopped
 
     return finetune(
-        tiny_pretrained(),
+        pretrained or tiny_pretrained(),
         vocabulary=sources.vocabulary,
         real=sources.real,
         pseudo=sources.pseudo,
@@ -70,6 +72,16 @@ def test_the_teacher_does_not_move(sources: Sources) -> None:
     assert teacher.codebook.digest() == before.codebook.digest()
     for name, value in before.state_dict().items():
         assert torch.equal(value, teacher.state_dict()[name]), name
+
+
+def test_a_model_goes_to_another_device_without_what_it_began_from(sources: Sources) -> None:
+    pretrained = tiny_pretrained()
+    model = trained(sources, tiny_training(epochs=1, rows=100), pretrained=pretrained)
+    model.to(torch.device("meta"))
+    parts = (model.forecaster, *model.tokens)
+    assert {value.device.type for part in parts for value in part.state_dict().values()} == {"meta"}
+    # Others of the same study begin from it.
+    assert {value.device.type for value in pretrained.autoencoder.state_dict().values()} == {"cpu"}
 
 
 def test_everything_else_learns(sources: Sources) -> None:

@@ -21,6 +21,7 @@ from quantformer_training.contest import contest
 from quantformer_training.finetune import response_loss, tokens_of
 from quantformer_training.joint import JointModel, finetune_joint
 from quantformer_training.loop import Progress
+from quantformer_training.pretrain import Pretrained
 from quantformer_training.pretrain_cohort import pretrain_cohort
 
 
@@ -39,13 +40,18 @@ def untrained(sources: Sources) -> JointModel:
 
 
 def trained(
-    sources: Sources, *, epochs: int, told: list[Progress] | None = None, learning_rate: float | None = None
+    sources: Sources,
+    *,
+    epochs: int,
+    told: list[Progress] | None = None,
+    learning_rate: float | None = None,
+    pretrained: Pretrained | None = None,
 ) -> JointModel:
     config = tiny_training(epochs=epochs, rows=400)
     if learning_rate is not None:
         config = replace(config, forecast=replace(config.forecast, learning_rate=learning_rate))
     return finetune_joint(
-        tiny_pretrained(),
+        pretrained or tiny_pretrained(),
         vocabulary=sources.vocabulary,
         real=sources.real,
         pseudo=sources.pseudo,
@@ -181,6 +187,13 @@ def test_training_learns_both_tasks_and_leaves_the_teacher(sources: Sources) -> 
     for name, value in before.encoder.named_parameters():
         assert not torch.equal(value, dict(model.forecaster.activation.encoder.named_parameters())[name]), name
     assert model.forecaster.response.encoder is model.forecaster.activation.encoder
+
+
+def test_a_model_goes_to_another_device_without_what_it_began_from(sources: Sources) -> None:
+    pretrained = tiny_pretrained()
+    model = trained(sources, epochs=1, pretrained=pretrained).to("meta")
+    assert {value.device.type for value in model.state_dict().values()} == {"meta"}
+    assert {value.device.type for value in pretrained.autoencoder.state_dict().values()} == {"cpu"}
 
 
 def test_each_tasks_validation_counts_one_before_training(sources: Sources) -> None:

@@ -143,6 +143,13 @@ def test_latents_go_to_the_frozen_decoder_and_frames_are_the_answer(rows: Exampl
         torch.testing.assert_close(frames(rows), frames._answers(rows)[:, 6:].reshape(len(rows), 64))
 
 
+def test_a_network_goes_to_another_device_without_what_it_began_from() -> None:
+    began = pretrained("quantformer_paper")
+    made = paper_design("quantformer_paper", title="", pretrained=began).make(network_config(64, layers=1)).to("meta")
+    assert {value.device.type for value in made.state_dict().values()} == {"meta"}
+    assert {value.device.type for value in began.autoencoder.state_dict().values()} == {"cpu"}
+
+
 def silent(progress: Progress) -> None:
     """Show nothing."""
 

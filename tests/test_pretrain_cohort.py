@@ -13,7 +13,7 @@ import torch
 from small_recording import GRATING, small_recording
 from tiny_study import TINY
 
-from quantformer.errors import DataError
+from quantformer.errors import DataError, UsageError
 from quantformer.recording import Recording, StimulusTable
 from quantformer_training.pretrain import PRETRAINED, load_pretrained
 from quantformer_training.pretrain_cohort import FIGURES, pretrain_cohort, training_split
@@ -173,6 +173,13 @@ def test_a_call_that_was_interrupted_does_not_pass_for_the_one_before(tmp_path: 
     (out / FIGURES).write_text('{"windows": ')
     assert made(session, root=tmp_path, out=out)["validation"] == figures["validation"]
     assert json.loads((out / FIGURES).read_text())["windows"] == figures["windows"]
+
+
+def test_a_device_that_is_not_known_is_refused(tmp_path: Path) -> None:
+    session = stored(tmp_path, small_recording(trials=48))
+    with pytest.raises(UsageError, match="device is 'tpu', expected one of cpu, cuda"):
+        made(session, root=tmp_path, out=tmp_path / "a", device="tpu")
+    assert not (tmp_path / "a").exists()
 
 
 def test_sessions_that_cannot_be_used_are_passed_over(tmp_path: Path) -> None:

@@ -20,17 +20,20 @@ from tiny_study import EXTENT, SCARCE, SCENES, TINY, tiny_cohort
 from quantformer.errors import DataError
 from quantformer_training.cohort import Cohort
 from quantformer_training.jobs import Job
+from quantformer_training.machine import machine
 from quantformer_training.reproduce.execute import Execution
 from quantformer_training.reproduce.plan import PlannedContest, Pretraining
 from quantformer_training.reproduce.reproduction import _weights, reproduce
-from quantformer_training.reproduce.work import Step
+from quantformer_training.reproduce.work import Executed, Step
 from quantformer_training.run_store import RunStore
 
 #: Seconds that a process gets before the test gives up on it.
 PATIENCE_S = 120.0
 
 
-def execution(cohort: Cohort, out: Path, *, processes: int = 1, brainlm: Path | None = None) -> Execution:
+def execution(
+    cohort: Cohort, out: Path, *, processes: int = 1, brainlm: Path | None = None, device: str = "cpu"
+) -> Execution:
     return Execution(
         cohort=cohort,
         recordings=out / "recordings",
@@ -39,6 +42,7 @@ def execution(cohort: Cohort, out: Path, *, processes: int = 1, brainlm: Path | 
         seed=0,
         processes=processes,
         brainlm=brainlm,
+        device=device,
     )
 
 
@@ -186,6 +190,30 @@ def test_only_what_another_effort_touches_is_made_again(tmp_path: Path) -> None:
     (tmp_path / "pretrained" / next((tmp_path / "pretrained").iterdir()).name / "pretrained.pt").unlink()
     assert here(cohort, tmp_path).run([spent], report=lambda step: None).made == 0
     assert here(cohort, tmp_path).run([contest("last_frames")], report=lambda step: None).made == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_device_reaches_every_job_and_is_no_part_of_what_a_run_follows_from(tmp_path: Path) -> None:
+    cohort, missing = tiny_cohort(tmp_path / "recordings", mice=1), "0 are seen; use device 'cpu'"
+    figures = Pretraining(effort=TINY)
+
+    def made(device: str) -> Executed:
+        here = execution(cohort, tmp_path, device=device)
+        return here.run([contest("base_rate")], figures_from=figures, report=lambda step: None)
+
+    untrained = made("cuda")
+    assert missing in untrained.pretraining[0].failure
+    assert untrained.runs[0].failure.startswith("its pre-training failed (")
+    # Where the auto-encoder is there, the contest and the figures ask for the GPU themselves.
+    execution(cohort, tmp_path).run([contest("zero")], report=lambda step: None)
+    refused = made("cuda")
+    assert [missing in run.failure for run in (*refused.runs, *refused.pretraining)] == [True, False]
+    assert missing in refused.gallery_failure
+    cpu = execution(cohort, tmp_path).run([contest("base_rate")], report=lambda step: None)
+    assert (cpu.made, cpu.runs[0].failure, cpu.runs[0].machine) == (1, "", machine(gpu=False))
+    # What one device made is not made again for the other.
+    again = execution(cohort, tmp_path, device="cuda").run([contest("base_rate")], report=lambda step: None)
+    assert (again.made, again.runs[0].date) == (0, cpu.runs[0].date)
 
 
 def test_published_weights_are_one_more_model_and_other_weights_another_run(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_study import EXTENT, TINY, tiny_cohort
@@ -226,6 +227,12 @@ def test_a_study_that_fails_is_left_out_with_its_reason_and_tried_again(tmp_path
         summary = (tmp_path / "summary.md").read_text()
         assert f"- ceiling: {steps[-1].failure}" in summary
         assert "How much of what could be known" not in summary
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_study_trains_where_the_runs_do(tmp_path: Path) -> None:
+    (_, last) = our_table(replace(execution_with_our_table(tmp_path), device="cuda"), PLAN)
+    assert (last.name, "0 are seen; use device 'cpu'" in last.failure) == ("ceiling", True)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from running_service import command
 
@@ -26,6 +27,7 @@ from quantformer_training.reproduce.work import Step
         (["table2", "--data", "simulated", "--processes", "0"], "processes 1 or more"),
         (["table2", "--data", "simulated", "--preset", "large"], "invalid choice: 'large'"),
         (["table2", "--data", "simulated", "--mice", "0"], "0 mice of"),
+        (["table2", "--data", "simulated", "--device", "tpu"], "invalid choice: 'tpu'"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_a_line(arguments: list[str], says: str, tmp_path: Path) -> None:
@@ -40,6 +42,15 @@ def test_weights_that_are_not_there_are_told_before_anything_is_made(tmp_path: P
     done = command("reproduce", "table2", "--data", "simulated", "--brainlm", weights, "--out", str(out))
     assert done.returncode == 3
     assert "nowhere/config.json does not exist; BrainLM's weights (CC BY-NC-ND 4.0" in done.stderr
+    assert not out.exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_told_before_anything_is_made(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = command("reproduce", "table2", "--data", "simulated", "--device", "cuda", "--out", str(out))
+    assert done.returncode == 4
+    assert "0 are seen; use device 'cpu'" in done.stderr
     assert not out.exists()
 
 

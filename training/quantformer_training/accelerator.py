@@ -1,4 +1,4 @@
-"""Where a network trains: one CPU process in float32, or devices, bf16 and several processes through Lightning Fabric.
+"""Where a network trains: one process in float32, or bf16 and several processes through Lightning Fabric.
 
 Losses call submodules directly, so nothing is wrapped: each process computes the loss of its share of every batch, and the
 gradients are averaged over the processes before they are clipped. Fabric finds the device, starts the processes (or finds
@@ -27,13 +27,17 @@ _LAUNCHED = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
 class Accelerator:
-    """One CPU process in float32; what each method means where there is more stands with `FabricAccelerator`."""
+    """One process in float32, on the CPU unless said otherwise; what each method means where there is more stands with
+    `FabricAccelerator`.
+    """
 
     rank = 0
     ranks = 1
     device = torch.device("cpu")
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
+        if device is not None:
+            self.device = device
         #: Rows of all batches that were shared out since `begin`.
         self.rows = 0
         self._weight = 1.0
@@ -201,11 +205,8 @@ def accelerator_of(
                 f"{variable} says that a launcher started {started} processes, the run asks for {processes} a node on {nodes} "
                 "nodes; make them equal, or each process would train alone and write the same files"
             )
-    if device == "cuda" and torch.cuda.device_count() < processes:
-        raise UnavailableError(
-            f"device 'cuda' with {processes} processes wants as many GPUs, {torch.cuda.device_count()} are seen; "
-            "use device 'cpu', fewer processes, or a torch built for CUDA"
-        )
+    if device == "cuda":
+        _require_gpus(processes)
     if device == "cpu" and precision == "float32" and processes * nodes == 1:
         return Accelerator()
     try:
@@ -223,6 +224,48 @@ def accelerator_of(
     )
     fabric.launch()
     return FabricAccelerator(fabric)
+
+
+def device_here(asked: str) -> str:
+    """What ``auto`` means on this machine: ``cuda`` where torch sees a GPU that it can use, else ``cpu``. The others are meant
+    as they are asked for.
+
+    Raises:
+        UsageError: no such device is known.
+        UnavailableError: ``cuda`` was asked for and torch sees no GPU.
+    """
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return one_process(device=asked).device.type
+
+
+def one_process(*, device: str) -> Accelerator:
+    """This process alone in float32, on ``cpu`` or on the first GPU that it sees, whatever launcher started it: for one of
+    many runs, each of which is trained by one process.
+
+    Raises:
+        UsageError: no such device is known.
+        UnavailableError: ``cuda`` was asked for and torch sees no GPU.
+    """
+    if device not in DEVICES:
+        raise UsageError(f"device is {device!r}, expected one of {', '.join(DEVICES)}")
+    if device == "cpu":
+        return Accelerator()
+    _require_gpus(1)
+    return Accelerator(torch.device(device, 0))
+
+
+def _require_gpus(processes: int) -> None:
+    """See to it that every process has a GPU.
+
+    Raises:
+        UnavailableError: there are fewer.
+    """
+    if torch.cuda.device_count() < processes:
+        raise UnavailableError(
+            f"device 'cuda' with {processes} processes wants as many GPUs, {torch.cuda.device_count()} are seen; "
+            "use device 'cpu', fewer processes, or a torch built for CUDA"
+        )
 
 
 def _generators(device: torch.device) -> Tensor:

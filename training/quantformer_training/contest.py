@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 from quantformer.errors import RecordingError, SignalError, UsageError
 from quantformer.labels import Definition, LabelRule, label_frames
 from quantformer.trace_metrics import pearson_rows
+from quantformer_training.accelerator import Accelerator, one_process
 from quantformer_training.baselines import ACTIVATION_BASELINES, FORECAST_BASELINES, POPULATION_BASELINES
 from quantformer_training.calibrate import calibrate, probability
 from quantformer_training.competitors import TrainedCompetitor, train_network
@@ -101,19 +102,22 @@ def contest(
     label: Definition = "signed",
     effort: Effort,
     seed: int,
+    device: str = "cpu",
 ) -> list[Entry]:
     """Train and score ``models`` (keys of `MODELS`) on one mouse's presentations of a category, or on all mice "pooled".
 
     ``sessions`` are store directories; ``pretrained`` is an auto-encoder's directory, ``plain`` one without quantisation,
-    ``brainlm`` the directory of BrainLM's published weights; ``label`` says what active means. A model that fails gives an
-    entry with the reason; the others go on.
+    ``brainlm`` the directory of BrainLM's published weights; ``label`` says what active means. Networks train and answer on
+    ``device``, ``cpu`` or ``cuda``. A model that fails gives an entry with the reason; the others go on.
 
     Raises:
-        UsageError: a model is not known. RecordingError: the run itself is not to be had: the category, a part, a class.
+        UsageError: a model or the device is not known. UnavailableError: ``cuda`` was asked for and torch sees no GPU.
+        RecordingError: the run itself is not to be had: the category, a part, a class.
     """
     strangers = [name for name in models if name not in MODELS]
     if strangers:
         raise UsageError(f"{', '.join(strangers)} is no model of the study; there are {', '.join(MODELS)}")
+    accelerator = one_process(device=device)
     with one_thread(), threadpool_limits(limits=1):
         course = _Course.lay(
             _run(sessions, mouse=mouse, category=category, effort=effort, label=label),
@@ -123,6 +127,7 @@ def contest(
             forecasts=label == LabelRule().definition,
             effort=effort.seeded(seed),
             seed=seed,
+            accelerator=accelerator,
         )
         return [course.enter(name) for name in models]
 
@@ -160,6 +165,7 @@ class _Course:
     forecasts: bool
     effort: Effort
     seed: int
+    accelerator: Accelerator
     known: Rows
     scene: Scene
 
@@ -174,6 +180,7 @@ class _Course:
         forecasts: bool = True,
         effort: Effort,
         seed: int,
+        accelerator: Accelerator | None = None,
     ) -> _Course:
         sources = data.sources(pretrained.signal_scale)
         context = _context_of(data)
@@ -196,6 +203,7 @@ class _Course:
             forecasts=forecasts,
             effort=effort,
             seed=seed,
+            accelerator=accelerator or Accelerator(),
             known=known,
             scene=scene,
         )
@@ -265,7 +273,10 @@ class _Course:
             validation=sources.validation,
             config=config,
             report=_silent,
+            accelerator=self.accelerator,
         )
+        # Asked where it was trained: on a CPU the answers of a large study would take longer than its training on a GPU.
+        model.to(self.accelerator.device)
         calibrated = calibrate(model, sources.validation, seconds=self.scene.validation_seconds)
 
         def chance(source: IndexedSource, *, lead: int = 0, denied: bool = False) -> NDArray[np.float64]:
@@ -319,6 +330,7 @@ class _Course:
                 seed=self.seed,
                 signal_scale=self.pretrained.signal_scale,
                 report=_silent,
+                accelerator=self.accelerator,
             )
 
         activation, forecast = trained("activation"), trained("forecast")

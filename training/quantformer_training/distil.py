@@ -55,8 +55,7 @@ class Teachers:
     def to(self, device: torch.device) -> None:
         """Move the networks to a device and leave them there."""
         for model in self.models:
-            for part in (model.forecaster, *model.tokens):
-                part.to(device)
+            model.to(device)
 
     def digest(self) -> str:
         """SHA-256 of the weight and of every weight of every network, in hex."""

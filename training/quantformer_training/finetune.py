@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -69,9 +70,13 @@ class TrainedModel:
     vocabulary: Vocabulary
     results: tuple[LoopResult, LoopResult]
 
+    def to(self, device: torch.device) -> None:
+        """Move the networks to a device, on which they answer then, and leave them there."""
+        nn.ModuleList([self.forecaster, *self.tokens]).to(device)
+
     @torch.no_grad()
     def predict(self, examples: Examples, *, denied: bool = False) -> Prediction:
-        """Ask about every row; ``denied`` withholds the stimulus."""
+        """Ask about every row, wherever the networks are; ``denied`` withholds the stimulus."""
         if not len(examples):
             frames = self.forecaster.config.response_frames
             none = np.zeros(0, np.float32)
@@ -82,12 +87,13 @@ class TrainedModel:
 
     def _predict(self, rows: Examples) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
         model = self.forecaster.eval()
+        rows = rows.to(model.signal_scale.device)
         logit = ask_activation(model, self.tokens[ACTIVATION], rows)
         answer = ask_response(model, self.tokens[FORECAST], rows)
         return {
-            "logit": logit.numpy(),
-            "response": model.decode(answer).numpy(),
-            "spread": model.spread(answer).numpy(),
+            "logit": logit.cpu().numpy(),
+            "response": model.decode(answer).cpu().numpy(),
+            "spread": model.spread(answer).cpu().numpy(),
         }
 
 
@@ -117,7 +123,8 @@ def finetune(
 ) -> TrainedModel:
     """Train activation and response networks from one pre-trained auto-encoder; ``stage`` precedes the tasks' names.
 
-    With ``teachers`` training rows are learned from as they teach them; validation is always what happened.
+    With ``teachers`` training rows are learned from as they teach them; validation is always what happened. With an
+    ``accelerator`` training is on its device; what is returned is on the CPU.
 
     Raises:
         UsageError: a teacher has another vocabulary.
@@ -128,7 +135,8 @@ def finetune(
         fingerprint = f"{fingerprint} taught by {teachers.digest()[:16]}"
     forecaster = Forecaster(
         pretrained.config,
-        teacher=pretrained.autoencoder,
+        # A copy: it goes where training is, and others start from the same auto-encoder.
+        teacher=copy.deepcopy(pretrained.autoencoder),
         signal_scale=pretrained.signal_scale,
         code_patch=pretrained.code_patch,
     )

@@ -5,6 +5,7 @@ Three quarters of the arithmetic of two encoders at serving time: the decoder st
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 
 import numpy as np
@@ -76,10 +77,10 @@ class JointModel(nn.Module):
         logits, responses, spreads = [none], [np.zeros((0, model.config.response_frames), np.float32)], [none]
         # Many rows in one pass would take gigabytes.
         for piece in in_batches(torch.arange(len(rows)), _ASKED_ROWS):
-            logit, answer = self(asked.select(piece))
-            logits.append(logit.numpy())
-            responses.append(model.decode(answer).numpy())
-            spreads.append(model.spread(answer).numpy())
+            logit, answer = self(asked.select(piece).to(model.signal_scale.device))
+            logits.append(logit.cpu().numpy())
+            responses.append(model.decode(answer).cpu().numpy())
+            spreads.append(model.spread(answer).cpu().numpy())
         return Prediction(
             logit=np.concatenate(logits), response=np.concatenate(responses), spread=np.concatenate(spreads)
         )
@@ -94,21 +95,23 @@ def finetune_joint(
     validation: RowSource,
     config: FinetuneConfig,
     report: Report,
+    accelerator: Accelerator | None = None,
 ) -> JointModel:
     """Train both tasks together on the sum of their losses, as long and as fast as the forecast; the epoch is chosen by the
-    sum of both validation losses, each over its value before training.
+    sum of both validation losses, each over its value before training. ``accelerator`` as in `finetune`.
     """
     torch.manual_seed(config.forecast.seed)
     forecaster = Forecaster(
         pretrained.config,
-        teacher=pretrained.autoencoder,
+        teacher=copy.deepcopy(pretrained.autoencoder),
         signal_scale=pretrained.signal_scale,
         code_patch=pretrained.code_patch,
     )
     start_shortcuts(forecaster, real, pseudo, seed=config.forecast.seed)
-    model = JointModel(forecaster, tokens_of(vocabulary, d=pretrained.config.d))
-    held = [validation.at_lead(lead, most=config.validation_rows) for lead in VALIDATION_LEADS]
-    machine = Accelerator()
+    machine = accelerator or Accelerator()
+    # Only now, as in `finetune`.
+    model = JointModel(forecaster, tokens_of(vocabulary, d=pretrained.config.d)).to(machine.device)
+    held = [validation.at_lead(lead, most=config.validation_rows).to(machine.device) for lead in VALIDATION_LEADS]
 
     def loss(rows: Examples) -> Tensor:
         logit, answer = model(rows)
@@ -138,5 +141,6 @@ def finetune_joint(
             ),
             validate=lambda: sum(now / first for now, first in zip(errors(), before, strict=True)),
             report=report,
+            accelerator=machine,
         )
-    return model.eval()
+    return model.cpu().eval()

@@ -36,10 +36,12 @@ def processor() -> str:
     return name
 
 
-def machine() -> str:
-    """The machine in a few words: processor, cores, and GPU where torch is loaded and sees one."""
+def machine(*, gpu: bool = True) -> str:
+    """The machine in a few words: processor, cores, and GPU where torch is loaded and sees one. A figure that was made without
+    a ``gpu`` does not name it.
+    """
     words = f"{processor()}, {cores()} of {os.cpu_count()} cores, {platform.system()}"
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
+    if gpu and torch is not None and torch.cuda.is_available():
         words += f", {torch.cuda.get_device_name(0)}"
     return words

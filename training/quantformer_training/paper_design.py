@@ -58,7 +58,9 @@ class PaperNetwork(TaskNetwork):
 
     def __init__(self, config: NetworkConfig, *, design: Design, pretrained: Pretrained) -> None:
         super().__init__(config)
-        self.design, self.model, self.teacher = design, pretrained.config, pretrained.autoencoder
+        self.design, self.model = design, pretrained.config
+        # A copy: it goes where training is, and others start from the same auto-encoder.
+        self.teacher = copy.deepcopy(pretrained.autoencoder)
         self.encoder = (
             copy.deepcopy(pretrained.autoencoder.encoder) if design.pretrained else Encoder(pretrained.config)
         )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
 from quantformer.errors import DataError, RecordingError, SignalError
 from quantformer.labels import LabelRule
 from quantformer.signal import SignalRecipe, onset_frames
+from quantformer_training.accelerator import one_process
 from quantformer_training.effort import Effort
 from quantformer_training.loop import Progress
 from quantformer_training.pretrain import PRETRAINED, Windows, pretrain, random_windows, save_pretrained
@@ -21,8 +23,8 @@ from quantformer_training.trials import EPOCHS
 
 #: What was spent on a pre-trained auto-encoder, beside it.
 FIGURES = "pretraining.json"
-#: Where a training that was interrupted goes on.
-CHECKPOINT = "checkpoint.pt"
+#: Where a training that was interrupted goes on: on another device it could not from the same random state.
+CHECKPOINTS = MappingProxyType({"cpu": "checkpoint.pt", "cuda": "checkpoint-cuda.pt"})
 
 
 def pretrain_cohort(
@@ -34,15 +36,19 @@ def pretrain_cohort(
     without_mouse: str = "",
     without_category: str = "",
     quantized: bool = True,
+    device: str = "cpu",
 ) -> dict[str, float]:
-    """Pre-train on windows of the training parts of store directories ``sessions`` and write a directory ``out``.
+    """Pre-train on windows of the training parts of store directories ``sessions`` and write a directory ``out``; on
+    ``device``, ``cpu`` or ``cuda``.
 
     No frame of a validation or test part is read, whatever category it belongs to. A directory that this very call has
     written before is left as it is. Returns its figures.
 
     Raises:
         DataError: nothing is left to learn from.
+        UsageError: the device is not known. UnavailableError: ``cuda`` was asked for and torch sees no GPU.
     """
+    accelerator = one_process(device=device)
     stored = [open_session(Path(path)) for path in sessions]
     config = effort.seeded(seed)
     mark = repr([[one.fingerprint for one in stored], config, without_mouse, without_category, quantized])
@@ -55,7 +61,7 @@ def pretrain_cohort(
         if known.pop("made_with", None) == mark:
             return {name: float(value) for name, value in known.items()}
         # Until this call is done, the directory holds nobody's auto-encoder, and its checkpoint is another's.
-        for name in (FIGURES, CHECKPOINT):
+        for name in (FIGURES, *CHECKPOINTS.values()):
             (place / name).unlink(missing_ok=True)
     started = time.monotonic()
     train: list[Windows] = []
@@ -96,7 +102,8 @@ def pretrain_cohort(
         report=_silent,
         batch=config.pretraining_batch,
         quantized=quantized,
-        checkpoint=place / CHECKPOINT,
+        checkpoint=place / CHECKPOINTS[device],
+        accelerator=accelerator,
     )
     save_pretrained(trained, place)
     figures = {

@@ -44,6 +44,10 @@ def add_parser(subparsers: Subparsers[Parser]) -> Parser:
         help="folder of BrainLM's published weights (CC BY-NC-ND 4.0, not part of this project), fine-tuned as one more row",
     )  # fmt: skip
     parser.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"),
+        help="where networks train: cuda is a GPU, auto takes it where torch sees one on this machine (default auto)",
+    )  # fmt: skip
+    parser.add_argument(
         "--jobs", default="local", choices=("local", "ray"), help="where runs are made (default local processes)"
     )
     parser.add_argument("--processes", type=int, metavar="N", help="runs at once (default: one a core)")
@@ -63,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
             f"--seed {args.seed} and --processes {args.processes}: a seed is 0 or more, processes 1 or more"
         )
     from quantformer_cli.reproduce_progress import ReproduceProgress
+    from quantformer_training.accelerator import device_here
     from quantformer_training.cohort import recorded_cohort, simulated_cohort
     from quantformer_training.effort import EFFORTS
     from quantformer_training.jobs import cores
@@ -71,10 +76,11 @@ def run(args: argparse.Namespace) -> int:
     from quantformer_training.reproduce.plan import EXTENTS
     from quantformer_training.reproduce.reproduction import reproduce
 
+    # Before mice are simulated, which takes minutes. Whether a cluster's machines have a GPU, each run finds there.
+    device = args.device if (args.jobs, args.device) == ("ray", "cuda") else device_here(args.device)
     if args.brainlm is not None:
         from quantformer_training.networks.brainlm_checkpoint import load_brainlm
 
-        # Before mice are simulated, which takes minutes.
         load_brainlm(args.brainlm)
     effort = EFFORTS[args.preset]
     if args.neurons is not None:
@@ -102,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
                 seed=args.seed,
                 workers=args.jobs,
                 processes=args.processes or cores(),
+                device=device,
                 brainlm=None if args.brainlm is None else args.brainlm.resolve(),
             ),
             effort=effort,

@@ -75,19 +75,22 @@ def ceiling_study(
     neurons: int = 24,
     presentations: int = 240,
     particles: int = 256,
+    device: str = "cpu",
 ) -> CeilingStudy:
     """One simulated mouse under drifting gratings, two thirds of which train; every model, and the particle filter that reads
-    each neuron's own fluorescence and knows the simulator's parameters. Minutes.
+    each neuron's own fluorescence and knows the simulator's parameters. Networks train on ``device``, ``cpu`` or ``cuda``.
+    Minutes.
 
     Raises:
         DataError: a model that is the start of a share gave nothing.
+        UsageError: the device is not known. UnavailableError: ``cuda`` was asked for and torch sees no GPU.
     """
     session = short_session(MouseConfig(neurons=neurons, seed=seed), presentations=presentations)
     stored = write_session(session.recording, Path(directory) / "session")
     place, mouse = str(Path(directory) / "session"), stored.provenance.subject
     category = next(name for name in stored.stimuli.category if name != "spontaneous")
     pretrained = str(Path(directory) / "pretrained")
-    pretrain_cohort(sessions=(place,), effort=effort, out=pretrained, seed=seed)
+    pretrain_cohort(sessions=(place,), effort=effort, out=pretrained, seed=seed, device=device)
     entries = contest(
         sessions=(place,),
         mouse=mouse,
@@ -96,6 +99,7 @@ def ceiling_study(
         pretrained=pretrained,
         effort=effort,
         seed=seed,
+        device=device,
     )
     data = RunData.read(stored, category=category, most=effort.most)
     test = data.sources(1.0).test.rows()

@@ -68,13 +68,16 @@ def folder(mark: str) -> str:
     return f"{CEILING}-{mark[:16]}"
 
 
-def make(*, plan: CeilingPlan, effort: Effort, seed: int, directory: str, mark: str) -> CeilingStudy:
+def make(
+    *, plan: CeilingPlan, effort: Effort, seed: int, directory: str, mark: str, device: str = "cpu"
+) -> CeilingStudy:
     """Make the study in ``directory`` and keep it there, unless a model failed: then it is made again when it is asked for.
+    ``device`` as in `ceiling_study`.
 
     Raises:
-        UnavailableError: it cannot be written.
+        UnavailableError: it cannot be written, or as `ceiling_study`.
     """
-    study = ceiling_study(directory=directory, effort=effort, seed=seed, **asdict(plan))
+    study = ceiling_study(directory=directory, effort=effort, seed=seed, device=device, **asdict(plan))
     if not study.failures:
         keep(study, Path(directory), mark=mark)
     return study

@@ -38,7 +38,8 @@ AUTOENCODERS = "pretrained"
 @dataclass(frozen=True, kw_only=True)
 class Execution:
     """Where and how: the cohort's sessions lie in ``recordings``, everything made goes to ``out``; ``brainlm`` is the folder
-    of BrainLM's published weights, where the user has them.
+    of BrainLM's published weights, where the user has them. Networks train on ``device``, ``cpu`` or ``cuda``: like the
+    machine it is told of a run, and no part of what the run follows from.
     """
 
     cohort: Cohort
@@ -48,6 +49,7 @@ class Execution:
     seed: int
     workers: Workers = "local"
     processes: int = 1
+    device: str = "cpu"
     brainlm: Path | None = None
     #: Versions of what figures depend on.
     versions: Mapping[str, str] = field(default_factory=software)

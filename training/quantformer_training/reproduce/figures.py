@@ -9,7 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from quantformer.errors import DataError, QuantformerError
+from quantformer_training.accelerator import one_process
 from quantformer_training.calibrate import calibrate
 from quantformer_training.effort import Effort
 from quantformer_training.explain.chosen import MOST_ROWS, Competitor
@@ -40,13 +43,14 @@ class Drawing:
     competitors: Mapping[str, Mapping[str, Competitor]] = field(default_factory=dict)
 
 
-def draw(*, drawing: Drawing, out: str) -> Gallery:
-    """Train on each category and draw every figure into ``out``.
+def draw(*, drawing: Drawing, out: str, device: str = "cpu") -> Gallery:
+    """Train on each category, on ``device`` (``cpu`` or ``cuda``), and draw every figure into ``out``.
 
     Raises:
         DataError: no category could be used.
+        UsageError: the device is not known. UnavailableError: ``cuda`` was asked for and torch sees no GPU.
     """
-    directory = Path(out)
+    directory, accelerator = Path(out), one_process(device=device)
     pretrained, effort = load_pretrained(Path(drawing.pretrained)), drawing.effort.seeded(drawing.seed)
     explained: dict[str, Explained] = {}
     unusable: dict[str, str] = {}
@@ -64,9 +68,13 @@ def draw(*, drawing: Drawing, out: str) -> Gallery:
                     validation=sources.validation,
                     config=effort.finetuning,
                     report=_silent,
+                    accelerator=accelerator,
                 )
+                model.to(accelerator.device)
                 seconds = sum(stop - start for start, stop in data.members[0].split.validation) / session.rate_hz
                 interval = calibrate(model, sources.validation, seconds=seconds).interval
+                # What is drawn looks into the network, on the CPU.
+                model.to(torch.device("cpu"))
             except QuantformerError as error:
                 unusable[category] = str(error)
                 continue

@@ -122,7 +122,8 @@ class _Ceiling:
         mark = plan.mark(effort=effort, seed=execution.seed, versions=execution.versions)
         directory = execution.out / folder(mark)
         arguments = {
-            "plan": plan, "effort": effort, "seed": execution.seed, "directory": str(directory), "mark": mark
+            "plan": plan, "effort": effort, "seed": execution.seed, "directory": str(directory), "mark": mark,
+            "device": execution.device,
         }  # fmt: skip
         before = kept(directory, mark=mark)
         return cls(

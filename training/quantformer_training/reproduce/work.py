@@ -66,16 +66,16 @@ class Executed:
     others: Mapping[str, Outcome] = field(default_factory=dict)
 
 
-def contest_here(**arguments: Any) -> tuple[list[Entry], str, dict[str, str]]:
+def contest_here(*, device: str, **arguments: Any) -> tuple[list[Entry], str, dict[str, str]]:
     """A contest, and the machine and software that it ran on: on a cluster, others than the caller's."""
-    entries = contest(**arguments)
-    return entries, machine(), software()
+    entries = contest(device=device, **arguments)
+    return entries, machine(gpu=device != "cpu"), software()
 
 
-def pretrain_here(**arguments: Any) -> tuple[dict[str, float], str, dict[str, str]]:
+def pretrain_here(*, device: str, **arguments: Any) -> tuple[dict[str, float], str, dict[str, str]]:
     """As `contest_here`, for an auto-encoder."""
-    figures = pretrain_cohort(**arguments)
-    return figures, machine(), software()
+    figures = pretrain_cohort(device=device, **arguments)
+    return figures, machine(gpu=device != "cpu"), software()
 
 
 def needs_of(planned: PlannedContest, models: Sequence[str]) -> tuple[Pretraining, ...]:
@@ -136,7 +136,7 @@ class Work:
                 arguments={
                     "sessions": self._here.every_session(), "effort": one.effort, "seed": self._here.seed,
                     "out": str(self._here.directory(one)), "without_mouse": one.without_mouse,
-                    "without_category": one.without_category, "quantized": one.quantized,
+                    "without_category": one.without_category, "quantized": one.quantized, "device": self._here.device,
                 },
             )
             for name, one in by_name.items()
@@ -177,7 +177,7 @@ class Work:
                         "sessions": self._here.sessions(planned), "mouse": planned.mouse, "category": planned.category,
                         "models": models, "pretrained": str(self._here.directory(planned.pretraining)),
                         "plain": plain, "brainlm": str(self._here.brainlm or ""), "label": planned.label,
-                        "effort": planned.effort, "seed": self._here.seed,
+                        "effort": planned.effort, "seed": self._here.seed, "device": self._here.device,
                     },
                 )
             )  # fmt: skip
@@ -233,7 +233,8 @@ class Work:
         if source in self._failed:
             self._keep_figures(Outcome(name=FIGURES, failure=self._failed[source]))
             return []
-        arguments = {"drawing": self._here.drawing(source), "out": str(self._here.out / FIGURES)}
+        out, device = str(self._here.out / FIGURES), self._here.device
+        arguments = {"drawing": self._here.drawing(source), "out": out, "device": device}
         return [Job(name=FIGURES, function=draw, arguments=arguments)]
 
     def _keep_figures(self, outcome: Outcome) -> None:
@@ -273,7 +274,8 @@ class Work:
         failure: str | None = None,
         arrays: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
-        _, where, versions = (None, machine(), self._here.versions) if outcome.failed else outcome.value
+        here = None, machine(gpu=self._here.device != "cpu"), self._here.versions
+        _, where, versions = here if outcome.failed else outcome.value
         run = Run(
             key=key,
             fingerprint=mark,
