@@ -47,7 +47,10 @@ def validity(
     session.capture(question, slot)
     write_input(slot, bundle.recipe, out=np.empty((len(ROIS), 96), np.float32))
     slot.probability = np.zeros(question.rows, np.float32)
-    answer = Answering(bundle).answer(question, slot)
+    answering = Answering(bundle)
+    draft = answering.draft(question)
+    answering.fill(draft, question, slot)
+    answer = draft.answer
     assert answer.probability.shape == (2, len(asked or ROIS))
     found: list[int] = answer.validity.tolist()
     return found

@@ -147,6 +147,23 @@ def test_answer_round_trip(rois: int, stimuli: int, steps: int, frames: int) -> 
     assert len(data) == wire.HEADER_BYTES + size + labels
 
 
+@pytest.mark.parametrize(("steps", "frames"), [(4, 6), (0, 0), (4, 0), (0, 6)])
+def test_a_draft_that_is_filled_and_stamped_is_the_encoded_answer(steps: int, frames: int) -> None:
+    whole = answer(steps=steps, frames=frames)
+    known = msgspec.structs.replace(
+        whole, submitted_ns=0, done_ns=0, published_ns=0, response=None, low=None, high=None, baseline=None
+    )
+    draft = known.draft(response_frames=steps, baseline_frames=frames, session=9, epoch=8)
+    for name in ("validity", "probability", "response", "low", "high", "baseline"):
+        place, found = getattr(draft.answer, name), getattr(whole, name)
+        assert (place is None) == (found is None)
+        if place is not None:
+            place[:] = found
+    wire.stamp_published(draft.message, submitted_ns=3, done_ns=4, published_ns=5, flags=wire.Flags.LATE)
+    late = msgspec.structs.replace(whole, flags=wire.Flags.LATE)
+    assert draft.message == wire.encode(late, session=9, epoch=8, sent_ns=5)
+
+
 @pytest.mark.parametrize("body", [frame(), answer(), wire.Open(subject="m", rois=["a", "b"], rate_hz=30.0)])
 def test_truncated_at_every_byte_and_with_bytes_behind(body: wire.Body | wire.Frame | Answer) -> None:
     data = wire.encode(body)
@@ -288,6 +305,10 @@ def test_what_cannot_be_written_is_refused() -> None:
         wire.encode(wire.Frame(number=0, device_s=0, fluorescence=np.ones((2, 2), np.float32)))
     with pytest.raises(wire.WireError, match="fewer ROIs"):
         wire.encode(answer(rois=30_000, stimuli=1, steps=64, frames=0))
+    with pytest.raises(wire.WireError, match=r"low has shape None, expected \(2, 3, 4\)"):
+        wire.encode(msgspec.structs.replace(answer(), low=None))
+    with pytest.raises(wire.WireError, match=r"probability has shape \(3, 2\), expected \(2, 3\)"):
+        wire.encode(msgspec.structs.replace(answer(), probability=np.ones((3, 2), np.float32)))
 
 
 def test_an_announced_length_is_never_allocated() -> None:

@@ -1,4 +1,4 @@
-"""From a computed slot to an ANSWER: shapes, validity, lineage and flags."""
+"""From a captured question and its slot to an ANSWER: shapes, validity, lineage and flags."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from quantformer_service.questions import Question, covered
 from quantformer_service.session import Session
 
 _STIMULATED, _NOT_VALID = np.uint8(wire.Validity.STIMULATED), np.uint8(0xFF & ~wire.Validity.VALID)
+_TO_COME = np.empty((0, 0), np.float32)
 _F0_OUT_OF_RANGE = np.uint8(wire.Validity.F0_OUT_OF_RANGE)
 
 
@@ -20,11 +21,11 @@ class Answering:
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bytes.fromhex(bundle.hash)
+        self._response_frames, self._baseline_frames = bundle.recipe.response_frames, bundle.recipe.baseline_frames
         self._flags = {phase: wire.Flags(0) if covered(bundle, phase) else wire.Flags.OUT_OF_PHASE for phase in wire.Phase}
 
-    def answer(self, question: Question, slot: Slot) -> wire.Answer:
-        """The answer, not published yet; its arrays may be views of the slot."""
-        subjects, rois = question.subjects, question.rois
+    def draft(self, question: Question, *, session: int = 0, epoch: int = 0) -> wire.Draft:
+        """The answer of a captured question, all of it but what inference finds."""
         assert question.onset_frame is not None
         assert question.onset_s is not None
         flags = self._flags[question.phase]
@@ -32,8 +33,7 @@ class Answering:
             flags |= wire.Flags.DEGRADED
         if question.hypothetical:
             flags |= wire.Flags.HYPOTHETICAL
-        count, n = len(question.stimuli.labels), len(rois)
-        return wire.Answer(
+        answer = wire.Answer(
             question=question.number,
             asked=question.asked,
             phase=question.phase,
@@ -47,24 +47,38 @@ class Answering:
             held=question.held,
             received_ns=question.received_ns,
             window_ready_ns=question.window_ready_ns,
-            submitted_ns=slot.submitted_ns,
-            done_ns=slot.done_ns,
+            submitted_ns=0,
+            done_ns=0,
             published_ns=0,
             deadline_ns=question.deadline_ns,
             bundle=self._bundle,
-            rois=subjects.numbers,
-            validity=_validity(question, slot),
-            probability=slot.probability.reshape(count, n),
-            response=None if slot.response is None else slot.response.reshape(count, n, -1),
-            low=None if slot.low is None else slot.low.reshape(count, n, -1),
-            high=None if slot.high is None else slot.high.reshape(count, n, -1),
-            baseline=slot.baseline[rois] if question.baseline else None,
+            rois=question.subjects.numbers,
+            validity=question.subjects.usable,
+            probability=_TO_COME,
             told_s=question.told_s,
             uncertainty_s=question.uncertainty_s,
             display_latency_s=question.display_latency_s,
             source=question.source,
             flags=flags,
         )
+        return answer.draft(
+            response_frames=self._response_frames if question.forecast else 0,
+            baseline_frames=self._baseline_frames if question.baseline else 0,
+            session=session,
+            epoch=epoch,
+        )
+
+    def fill(self, draft: wire.Draft, question: Question, slot: Slot) -> None:
+        """Write into the answer what inference found."""
+        answer = draft.answer
+        count, n = answer.probability.shape
+        answer.validity[:] = _validity(question, slot)
+        answer.probability[:] = slot.probability.reshape(count, n)
+        for place, found in ((answer.response, slot.response), (answer.low, slot.low), (answer.high, slot.high)):
+            if place is not None and found is not None:
+                place[:] = found.reshape(count, n, -1)
+        if answer.baseline is not None:
+            answer.baseline[:] = slot.baseline[question.rois]
 
 
 def _validity(question: Question, slot: Slot) -> NDArray[np.uint8]:

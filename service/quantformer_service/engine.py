@@ -47,6 +47,9 @@ _log = logging.getLogger(__name__)
 
 #: Longest sleep of the loop in ms: how soon a wish to stop is seen.
 _LONGEST_SLEEP_MS = 50
+#: All of an answer but its results is written this long after its question was handed over: inference is in the graph by
+#: then, and not held up by a loop that holds the interpreter.
+_DRAFT_AFTER_MS = 1
 #: How often METRICS is published and garbage looked for, in ns; the time before the next frame that this needs; and how
 #: long it is put off where there is never so much, as at hundreds of frames a second.
 _CHORES_EVERY_NS = 1_000_000_000
@@ -90,7 +93,7 @@ class Engine:
         self._ready: deque[tuple[Session, Question]] = deque()
         # One batch is computed while the next is filled.
         self._free = [Slot() for _ in range(2 * MOST_QUESTIONS)]
-        self._busy: dict[int, Session] = {}
+        self._busy: dict[Slot, Session] = {}
         self._counters: Counter[str] = Counter()
         self._latency_ms: deque[float] = deque(maxlen=1024)
         self._meter, self._pace, self._garbage = Meter(), Pace(), Garbage()
@@ -154,10 +157,16 @@ class Engine:
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
+        quiet = True
         for incoming in self._sockets.poll(self._sleep_ms()):
             self._take(incoming)
-        while (slot := self._inference.collect()) is not None:
-            self._finish(slot)
+            quiet = False
+        self._collect()
+        # What woke the loop is published before the waking is seen to; what was done meanwhile comes right after.
+        if self._sockets.settle():
+            self._collect()
+        if quiet:
+            self._draft_ahead()
         now_ns = time.perf_counter_ns()
         due: list[tuple[Session, Question]] = []
         for session in self._dispatcher.sessions.values():
@@ -176,9 +185,14 @@ class Engine:
         if now_ns >= self._chores_ns:
             self._do_chores()
 
+    def _collect(self) -> None:
+        while (slot := self._inference.collect()) is not None:
+            self._finish(slot)
+
     def _sleep_ms(self) -> int:
         now_ns = time.perf_counter_ns()
-        wake_ns = now_ns + _LONGEST_SLEEP_MS * 1_000_000
+        undrafted = any(slot.question.draft is None for slot in self._busy)
+        wake_ns = now_ns + (_DRAFT_AFTER_MS if undrafted else _LONGEST_SLEEP_MS) * 1_000_000
         for session in self._dispatcher.sessions.values():
             begin_ns = session.docket.next_begin_ns(self._pace.expected_ns)
             if begin_ns is not None and begin_ns < wake_ns:
@@ -326,11 +340,20 @@ class Engine:
             self._free.append(slot)
             self._fail(session, question, refusal, at_capture=True)
             return []
-        self._busy[id(slot)] = session
+        self._busy[slot] = session
         return [slot]
 
+    def _draft_ahead(self) -> None:
+        """Nothing came in, and inference is at work: write what of its answers is known already."""
+        for slot, session in self._busy.items():
+            if slot.question.draft is None:
+                slot.question.draft = self._draft(session, slot.question)
+
+    def _draft(self, session: Session, question: Question) -> wire.Draft:
+        return self._answering.draft(question, session=session.number, epoch=self.epoch)
+
     def _finish(self, slot: Slot) -> None:
-        session: Session = self._busy.pop(id(slot))
+        session: Session = self._busy.pop(slot)
         question: Question = slot.question
         self._free.append(slot)
         if slot.failure is not None:
@@ -339,13 +362,17 @@ class Engine:
         if self._dispatcher.sessions.get(session.number) is not session or question.acquisition != session.acquisitions:
             self._fail(session, question, _LOST)
             return
-        answer = self._answering.answer(question, slot)
-        message = answer.encode_once(session=session.number, epoch=self.epoch)
+        draft, question.draft = question.draft or self._draft(session, question), None
+        self._answering.fill(draft, question, slot)
+        answer, message = draft.answer, draft.message
         # Stamped when all that comes before sending is done.
         published_ns = time.perf_counter_ns()
         late = is_late(session, question, now_ns=published_ns)
         flags = answer.flags | wire.Flags.LATE if late else answer.flags
-        wire.stamp_published(message, published_ns=published_ns, flags=flags)
+        submitted_ns, done_ns = slot.submitted_ns, slot.done_ns
+        wire.stamp_published(
+            message, submitted_ns=submitted_ns, done_ns=done_ns, published_ns=published_ns, flags=flags
+        )
         self._sockets.publish(message)
         standing = question.asked == wire.Asked.STANDING
         self._tap.record(
@@ -355,7 +382,9 @@ class Engine:
             number=question.number,
             stamp_ns=published_ns,
         )
-        answer = msgspec.structs.replace(answer, published_ns=published_ns, flags=flags)
+        answer = msgspec.structs.replace(
+            answer, submitted_ns=submitted_ns, done_ns=done_ns, published_ns=published_ns, flags=flags
+        )
         if not question.hypothetical:
             for decision in session.trigger.decide(answer, now_ns=time.perf_counter_ns()):
                 self._counters["triggers_fired" if decision.fired else "triggers_refused"] += 1

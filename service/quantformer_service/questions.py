@@ -112,6 +112,8 @@ class Question(msgspec.Struct, kw_only=True, eq=False):
     phase: wire.Phase = wire.Phase.ONSET
     #: Which ROIs light was delivered to and their transient has not decayed; None: none of them.
     stimulated: NDArray[np.bool_] | None = None
+    #: Its answer, as far as it is written while inference is at work.
+    draft: wire.Draft | None = None
 
     @property
     def rois(self) -> NDArray[np.int64]:

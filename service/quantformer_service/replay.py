@@ -289,7 +289,9 @@ class _Player:
             outcome = refusal
         else:
             self._compute(slot)
-            outcome = self._answering.answer(question, slot)
+            draft = self._answering.draft(question)
+            self._answering.fill(draft, question, slot)
+            outcome = draft.answer
         self._asked[record.id] = (session, question, outcome)
 
     def _compute(self, slot: Slot) -> None:

@@ -85,6 +85,7 @@ class Sockets:
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
+        self._woken = False
         self._listener: socket.socket | None = None
         try:
             self._router = self._zmq(zmq.ROUTER, "zmq_port", largest=_LARGEST_ZMQ, queue=settings.client_queue)
@@ -102,7 +103,7 @@ class Sockets:
             self._poller.register(readable, zmq.POLLIN)
 
     def wake(self) -> None:
-        """End a `poll` in progress; may be called from any thread."""
+        """End a `poll` in progress, and every later one at once until `settle`; may be called from any thread."""
         try:
             self._wake_out.send(b"\0")
         except OSError:  # full: the loop is awake already; closed: it has ended
@@ -114,10 +115,7 @@ class Sockets:
             if ready is self._router:
                 yield from self._receive_zmq()
             elif ready == self._wake_in.fileno():
-                try:
-                    self._wake_in.recv(_WAKES)
-                except BlockingIOError:
-                    continue
+                self._woken = True
             elif self._listener is not None and ready == self._listener.fileno():
                 self._accept()
             elif (client := self._clients.get(ready)) is not None:
@@ -125,6 +123,14 @@ class Sockets:
                     self._flush(client)
                 if events & (zmq.POLLIN | zmq.POLLERR):
                     yield from self._receive_tcp(client)
+
+    def settle(self) -> bool:
+        """Whether `wake` ended a `poll`; with this it is over. What it told of may be done before, and once more after."""
+        if not self._woken:
+            return False
+        self._woken = False
+        self._wake_in.recv(_WAKES)
+        return True
 
     def send(self, peer: Peer, data: bytes | bytearray) -> None:
         """Send to one client, now or never; ``data`` is copied."""

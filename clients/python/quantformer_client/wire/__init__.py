@@ -20,6 +20,7 @@ from quantformer_client.errors import ErrorCode, WireError
 from quantformer_client.wire.answer import (
     Answer,
     Asked,
+    Draft,
     Phase,
     Source,
     Validity,
@@ -119,6 +120,7 @@ __all__ = [
     "Describe",
     "Description",
     "Disarm",
+    "Draft",
     "Error",
     "ErrorCode",
     "Flags",

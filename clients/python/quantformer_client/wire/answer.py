@@ -65,9 +65,9 @@ _LINEAGE = struct.Struct("<HHHHQQQQHHBBxxIxxxxdqqqqqq32s")
 #: What version 1.1 added behind it: onset as told, its uncertainty and the display's latency in s, source.
 _TOLD = struct.Struct("<dddBxxxxxxx")
 LINEAGE_BYTES = _LINEAGE.size + _TOLD.size
-#: Where `stamp_published` writes: flags and sent in the header; published in the lineage.
-_FLAGS, _NS = struct.Struct("<I"), struct.Struct("<q")
-_FLAGS_AT, _SENT_AT, _REQUEST_AT, _PUBLISHED_AT = 20, 56, 24, HEADER_BYTES + 96
+#: Where `stamp_published` writes: flags and sent in the header; submitted, done and published in the lineage.
+_FLAGS, _NS, _STAMPS = struct.Struct("<I"), struct.Struct("<q"), struct.Struct("<qqq")
+_FLAGS_AT, _SENT_AT, _REQUEST_AT, _STAMPS_AT = 20, 56, 24, HEADER_BYTES + 80
 _LABELS = msgspec.json.Decoder(list[str])
 _U4, _U1, _F4 = np.dtype("<u4"), np.dtype("u1"), np.dtype("<f4")
 
@@ -132,17 +132,29 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         Raises:
             WireError: the arrays disagree, or the message would be longer than `MAX_MESSAGE`.
         """
-        return bytes(self.encode_once(**header))
+        draft = self.draft(
+            response_frames=0 if self.response is None else self.response.shape[2],
+            baseline_frames=0 if self.baseline is None else self.baseline.shape[1],
+            **header,
+        )
+        for name in ("validity", "probability", "response", "low", "high", "baseline"):
+            given, place = getattr(self, name), getattr(draft.answer, name)
+            if place is None and given is None:
+                continue
+            if place is None or given is None or given.shape != place.shape:
+                found, wanted = (None if one is None else one.shape for one in (given, place))
+                raise WireError(ErrorCode.BAD_PAYLOAD, f"ANSWER: {name} has shape {found}, expected {wanted}")
+            place[...] = given
+        return bytes(draft.message)
 
-    def encode_once(self, **header: Any) -> bytearray:
-        """The same bytes, written once, in memory that `stamp_published` and `readdress` may still change.
+    def draft(self, *, response_frames: int, baseline_frames: int, **header: Any) -> Draft:
+        """The message laid out, with all in it but the arrays about ROIs, whose number and alternatives are this answer's;
+        0 frames where no forecast or baseline is to come. ``header`` is as for `encode`.
 
         Raises:
-            WireError: the arrays disagree, or the message would be longer than `MAX_MESSAGE`.
+            WireError: the message would be longer than `MAX_MESSAGE`.
         """
-        n, s = len(self.rois), len(self.stimuli)
-        steps = 0 if self.response is None else int(self.response.shape[2])
-        frames = 0 if self.baseline is None else int(self.baseline.shape[1])
+        n, s, steps, frames = len(self.rois), len(self.stimuli), response_frames, baseline_frames
         labels = msgspec.json.encode(self.stimuli)
         payload_bytes = answer_bytes(rois=n, stimuli=s, response_frames=steps, baseline_frames=frames) + len(labels)
         if payload_bytes > MAX_ANSWER:
@@ -159,7 +171,11 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             payload_bytes=payload_bytes,
             **header,
         )
-        lineage = _LINEAGE.pack(
+        message = bytearray(HEADER_BYTES + payload_bytes)
+        message[:HEADER_BYTES] = head.encode()
+        _LINEAGE.pack_into(
+            message,
+            HEADER_BYTES,
             LINEAGE_BYTES,
             s,
             steps,
@@ -182,23 +198,12 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             self.deadline_ns,
             self.bundle,
         )
-        told = _TOLD.pack(self.told_s, self.uncertainty_s, self.display_latency_s, self.source)
-        parts: list[bytes | memoryview] = [
-            head.encode(),
-            lineage,
-            told,
-            _part(self.rois, _U4, (n,)),
-            _part(self.validity, _U1, (n,)),
-            # Four-byte numbers follow the validity bytes: they begin at a multiple of 4.
-            bytes(-n % 4),
-            _part(self.probability, _F4, (s, n)),
-        ]
-        if steps:
-            parts += [_part(array, _F4, (s, n, steps)) for array in (self.response, self.low, self.high)]
-        if frames:
-            parts.append(_part(self.baseline, _F4, (n, frames)))
-        parts.append(labels)
-        return bytearray().join(parts)
+        told = self.told_s, self.uncertainty_s, self.display_latency_s, self.source
+        _TOLD.pack_into(message, HEADER_BYTES + _LINEAGE.size, *told)
+        message[len(message) - len(labels) :] = labels
+        rois, arrays = _arrays(message, HEADER_BYTES + LINEAGE_BYTES, n=n, s=s, steps=steps, frames=frames)
+        rois[:] = self.rois
+        return Draft(message=message, answer=msgspec.structs.replace(self, **arrays))
 
     @classmethod
     def decode(cls, header: Header, payload: memoryview) -> Answer:
@@ -235,7 +240,6 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             bundle,
         ) = _LINEAGE.unpack_from(payload)
         n = header.count
-        rows = s * n
         wanted = answer_bytes(rois=n, stimuli=s, response_frames=steps, baseline_frames=frames)
         wanted += lineage_bytes - LINEAGE_BYTES + labels_bytes
         if lineage_bytes < _LINEAGE.size or len(payload) < wanted:
@@ -248,20 +252,14 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
                 ErrorCode.BAD_PAYLOAD,
                 f"ANSWER: asked {asked}, phase {phase} and source {source}; see wire.md for the numbers",
             )
-        at = lineage_bytes
-        rois = np.frombuffer(payload, dtype=_U4, count=n, offset=at)
-        validity = np.frombuffer(payload, dtype=_U1, count=n, offset=at + 4 * n)
-        at += 5 * n + -n % 4
-        floats = np.frombuffer(payload, dtype=_F4, count=rows + 3 * rows * steps + n * frames, offset=at)
-        labels_at = at + 4 * len(floats)
+        rois, arrays = _arrays(payload, lineage_bytes, n=n, s=s, steps=steps, frames=frames)
+        labels_at = wanted - labels_bytes
         try:
             labels = _LABELS.decode(payload[labels_at : labels_at + labels_bytes])
         except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
             raise WireError(ErrorCode.BAD_PAYLOAD, f"ANSWER: the labels are not a list of texts: {error}") from error
         if len(labels) != s:
             raise WireError(ErrorCode.BAD_PAYLOAD, f"ANSWER: {len(labels)} labels for {s} stimuli")
-        cuts = [rows + k * rows * steps for k in range(4)]
-        forecast = [floats[cuts[k] : cuts[k + 1]].reshape(s, n, steps) for k in range(3)] if steps else [None] * 3
         return cls(
             question=question,
             asked=Asked(asked),
@@ -282,12 +280,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             deadline_ns=deadline_ns,
             bundle=bundle,
             rois=rois,
-            validity=validity,
-            probability=floats[:rows].reshape(s, n),
-            response=forecast[0],
-            low=forecast[1],
-            high=forecast[2],
-            baseline=floats[cuts[3] :].reshape(n, frames) if frames else None,
+            **arrays,
             told_s=told_s,
             uncertainty_s=uncertainty_s,
             display_latency_s=display_latency_s,
@@ -296,16 +289,35 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         )
 
 
-def _part(array: NDArray[Any] | None, kind: np.dtype[Any], shape: tuple[int, ...]) -> memoryview:
-    """An array as it lies in the message.
-
-    Raises:
-        WireError: it is missing, or has another shape.
+class Draft(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """A message as `Answer.draft` laid it out; the arrays of ``answer`` but ``rois`` are places in it, to be written into.
+    Then `stamp_published` makes it whole.
     """
-    if array is None or array.shape != shape:
-        found = None if array is None else array.shape
-        raise WireError(ErrorCode.BAD_PAYLOAD, f"ANSWER: an array has shape {found}, expected {shape}")
-    return np.ascontiguousarray(array, dtype=kind).data
+
+    message: bytearray
+    answer: Answer
+
+
+def _arrays(
+    buffer: bytearray | memoryview, at: int, *, n: int, s: int, steps: int, frames: int
+) -> tuple[NDArray[np.uint32], dict[str, Any]]:
+    """The arrays of a message that begin at a byte of it, as views: ``rois``, and the others by name."""
+    rows = s * n
+    rois = np.frombuffer(buffer, dtype=_U4, count=n, offset=at)
+    validity = np.frombuffer(buffer, dtype=_U1, count=n, offset=at + 4 * n)
+    # Four-byte numbers follow the validity bytes: they begin at a multiple of 4.
+    at += 5 * n + -n % 4
+    floats = np.frombuffer(buffer, dtype=_F4, count=rows + 3 * rows * steps + n * frames, offset=at)
+    cuts = [rows + k * rows * steps for k in range(4)]
+    forecast = [floats[cuts[k] : cuts[k + 1]].reshape(s, n, steps) for k in range(3)] if steps else [None] * 3
+    return rois, {
+        "validity": validity,
+        "probability": floats[:rows].reshape(s, n),
+        "response": forecast[0],
+        "low": forecast[1],
+        "high": forecast[2],
+        "baseline": floats[cuts[3] :].reshape(n, frames) if frames else None,
+    }
 
 
 _ASKED = frozenset(Asked)
@@ -314,14 +326,14 @@ _SOURCES = frozenset(Source)
 _UNTOLD = (math.nan, 0.0, 0.0, Source.NONE)
 
 
-def stamp_published(message: bytearray, *, published_ns: int, flags: Flags) -> None:
-    """Write into an encoded ANSWER, as the last thing before it is sent, when that is, and its flags.
+def stamp_published(message: bytearray, *, submitted_ns: int, done_ns: int, published_ns: int, flags: Flags) -> None:
+    """Write into an encoded ANSWER, as the last thing before it is sent, its last three stamps and its flags.
 
     The time that encoding takes is so part of what the stamps tell.
     """
     _FLAGS.pack_into(message, _FLAGS_AT, flags)
     _NS.pack_into(message, _SENT_AT, published_ns)
-    _NS.pack_into(message, _PUBLISHED_AT, published_ns)
+    _STAMPS.pack_into(message, _STAMPS_AT, submitted_ns, done_ns, published_ns)
 
 
 def readdress(message: bytearray, *, request: int, sent_ns: int | None = None) -> None:
