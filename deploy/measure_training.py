@@ -23,8 +23,8 @@ from rich.table import Table
 from quantformer.config import PRESETS
 from quantformer_training.throughput import Throughput, measure
 
-#: Batch sizes, batches an epoch, and epochs where nothing else is asked. A GPU needs far larger ones to be busy.
-BATCHES = {"cpu": (256,), "cuda": (4096, 16384)}
+#: Batch sizes, batches an epoch, and epochs where nothing else is asked. A GPU needs larger ones to be busy.
+BATCHES = {"cpu": (256,), "cuda": (8192,)}
 STEPS = {"cpu": 2, "cuda": 24}
 
 
@@ -70,7 +70,7 @@ def main() -> None:
     )
     parser.add_argument("--precision", nargs="+", choices=("float32", "bf16"), default=["float32", "bf16"])
     parser.add_argument(
-        "--batch", nargs="+", type=int, help="neuron-trials a step (default: 256; on cuda 4096 and 16384)"
+        "--batch", nargs="+", type=int, help="neuron-trials a step (default: 256; on cuda 8192)"
     )
     parser.add_argument(
         "--threads", type=int, default=1, help="torch's on the CPU, and the most that draw rows (default %(default)s)"

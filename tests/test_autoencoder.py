@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from quantformer.autoencoder import Autoencoder, FrozenAutoencoder
 from quantformer.config import ModelConfig
+from quantformer.layers import attention
 from quantformer.patches import from_patches, to_patches
 
 CONFIG = ModelConfig(d=16, layers=1, heads=2, codes=8)
@@ -162,3 +164,17 @@ def test_without_quantisation_the_decoder_is_given_what_the_encoder_says() -> No
     torch.testing.assert_close(
         teacher.decode(teacher.encoder(to_patches(trace, patch_frames=16))), from_patches(made.patches), atol=1e-5, rtol=1e-5
     )
+
+
+def test_attention_as_plain_products_is_attention() -> None:
+    """What a GPU computes, asked on the CPU; values and gradients."""
+    torch.manual_seed(0)
+    plain = [torch.randn(3, 4, 9, 16, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    whole = [one.detach().clone().requires_grad_() for one in plain]
+    found, expected = attention(*plain), functional.scaled_dot_product_attention(*whole)
+    torch.testing.assert_close(found, expected)
+    weight = torch.randn_like(found)
+    for made in (found, expected):
+        (made * weight).sum().backward()
+    for one, other in zip(plain, whole, strict=True):
+        torch.testing.assert_close(one.grad, other.grad)

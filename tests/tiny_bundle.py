@@ -62,7 +62,8 @@ def write_tiny_bundle(
     skill in its manifest is made up.
     """
     from quantformer_training.export import check_parity, example_inputs, export_graph
-    from quantformer_training.lower_precision import float16_graph, int8_graph
+    from quantformer_training.float16 import float16_graph
+    from quantformer_training.int8 import int8_graph
 
     forecaster = random_forecaster(config, seed=seed)
     graph = export_graph(forecaster)
@@ -92,7 +93,7 @@ def write_tiny_bundle(
     if "int8" in forms:
         made["int8"] = int8_graph(graph, d=config.d, calibration=asked)
     if "float16" in forms:
-        made["float16"] = float16_graph(graph, d=config.d)
+        made["float16"] = float16_graph(forecaster)
     lost = SkillLost(float32=0.5, lost=0.0001, at_most=0.0002)
     form = Form(
         log_loss=lost,

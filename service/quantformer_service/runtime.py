@@ -13,8 +13,9 @@ Provider = Literal["auto", "cpu", "cuda"]
 AskedPrecision = Literal["float32", "auto", "int8", "float16"]
 #: The runtime's names of the providers.
 RUNTIME_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-#: Float32 means float32: with TF32 the GPU rounds the factors of every product to 10 bits.
-_CUDA_OPTIONS = {"use_tf32": "0"}
+#: Float32 means float32: with TF32 the GPU rounds the factors of every product to 10 bits. And a norm's sums are float32's
+#: though what is normed is float16.
+_CUDA_OPTIONS = {"use_tf32": "0", "enable_skip_layer_norm_strict_mode": "1"}
 #: Launches of some hundred kernels are captured once and replayed as one.
 _CAPTURE = {"enable_cuda_graph": "1"}
 

@@ -19,8 +19,9 @@ from quantformer_training.examples import Examples
 from quantformer_training.export import OUTPUTS, GraphInputs
 from quantformer_training.finetune import VALIDATION_LEADS
 from quantformer_training.fit import Fitted
+from quantformer_training.float16 import float16_graph
+from quantformer_training.int8 import int8_graph
 from quantformer_training.loop import in_batches
-from quantformer_training.lower_precision import float16_graph, int8_graph
 from quantformer_training.resampled_metrics import ACTIVATION_METRICS, FORECAST_METRICS
 
 #: A form may lose this share of the float32 graph's log-loss and of its squared error, at the upper end of the interval.
@@ -60,7 +61,7 @@ def judged_forms(fitted: Fitted, vectors: Vectors, graph: bytes) -> dict[FormNam
     expected = _answers(graph, inputs)
     made: dict[FormName, bytes] = {
         "int8": int8_graph(graph, d=d, calibration=calibration),
-        "float16": float16_graph(graph, d=d),
+        "float16": float16_graph(fitted.model.forecaster),
     }
     return {
         name: Judged(graph=form, form=judge(_answers(form, inputs), expected, rows=rows, fitted=fitted))

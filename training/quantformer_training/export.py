@@ -59,8 +59,13 @@ def example_inputs(
 
 def export_graph(forecaster: Forecaster) -> bytes:
     """The serving graph as ONNX bytes, float32, arranged by `lean`, with N, S and B dynamic."""
+    return export_arranged(lean(forecaster))
+
+
+def export_arranged(forecaster: Forecaster) -> bytes:
+    """The serving graph of a forecaster as it is, as ONNX bytes with N, S and B dynamic."""
     config = forecaster.config
-    graph = ServingGraph(lean(forecaster)).eval()
+    graph = ServingGraph(forecaster).eval()
     example = example_inputs(config)
     n, s, b = (torch.export.Dim(name, min=1) for name in ("N", "S", "B"))
     # The tuning's width differs between bundles of one network, so it stays free too.

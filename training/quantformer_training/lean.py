@@ -9,6 +9,7 @@ no splitting; the scale of attention is folded into the queries' weights.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,11 +89,16 @@ class LeanTransformer(nn.Module):
 def lean(forecaster: Forecaster) -> Forecaster:
     """A copy for inference, with its three transformers arranged anew."""
     made = copy.deepcopy(forecaster).eval()
-    config = made.config
-    for encoder, length, read in (
-        (made.activation.encoder, 3 + config.baseline_patches, ActivationNetwork.READ),
-        (made.response.encoder, 2 + config.patches, ResponseNetwork.READ),
-        (made.teacher.decoder, config.patches, slice(config.baseline_patches, None)),
-    ):
-        setattr(encoder, "transformer", LeanTransformer(encoder.transformer, length=length, read=read))  # noqa: B010
+    for holder, length, read in transformers_of(made):
+        setattr(holder, "transformer", LeanTransformer(holder.transformer, length=length, read=read))  # noqa: B010
     return made
+
+
+def transformers_of(forecaster: Forecaster) -> tuple[tuple[Any, int, slice], ...]:
+    """What holds a ``transformer`` (both encoders and the decoder), how many tokens that is given and which are read of it."""
+    config = forecaster.config
+    return (
+        (forecaster.activation.encoder, 3 + config.baseline_patches, ActivationNetwork.READ),
+        (forecaster.response.encoder, 2 + config.patches, ResponseNetwork.READ),
+        (forecaster.teacher.decoder, config.patches, slice(config.baseline_patches, None)),
+    )
