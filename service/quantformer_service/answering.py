@@ -75,7 +75,8 @@ class Answering:
         answer.validity[:] = _validity(question, slot)
         answer.probability[:] = slot.probability.reshape(count, n)
         for place, found in ((answer.response, slot.response), (answer.low, slot.low), (answer.high, slot.high)):
-            if place is not None and found is not None:
+            if place is not None:
+                assert found is not None, "a forecast was asked for, and inference made none"
                 place[:] = found.reshape(count, n, -1)
         if answer.baseline is not None:
             answer.baseline[:] = slot.baseline[question.rois]
