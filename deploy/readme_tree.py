@@ -32,6 +32,7 @@ LINES = {
     "deploy/requirements-allen.txt": "the environment of allensdk, for make test-allen",
     "tests/": "one file a module; real sockets, files and processes",
     "docs/architecture.md": "the way of the data, the rooms and who may import whom, the rules, the graph",
+    "docs/growth.svg": "how cost grows with neurons, stimuli and sessions, as measured",
     "docs/forecast.svg": "the picture above: what quantformer demo draws of eight neurons",
     "docs/metrics.md": "every score with its formula",
     "docs/settings.md": "every setting with its flag, variable, default and unit",
