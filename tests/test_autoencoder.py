@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from quantformer.autoencoder import Autoencoder, FrozenAutoencoder
 from quantformer.config import ModelConfig
-from quantformer.layers import attention
+from quantformer.layers import Block, attention
 from quantformer.patches import from_patches, to_patches
 
 CONFIG = ModelConfig(d=16, layers=1, heads=2, codes=8)
@@ -178,3 +178,19 @@ def test_attention_as_plain_products_is_attention() -> None:
         (made * weight).sum().backward()
     for one, other in zip(plain, whole, strict=True):
         torch.testing.assert_close(one.grad, other.grad)
+
+
+@pytest.mark.parametrize(("device", "plain"), [("cpu", 0), ("meta", 1)])
+def test_a_layer_takes_plain_products_wherever_it_is_but_on_the_cpu(
+    device: str, plain: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[torch.Size] = []
+
+    def counted(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        taken.append(query.shape)
+        return attention(query, key, value)
+
+    monkeypatch.setattr("quantformer.layers.attention", counted)
+    layer = Block(CONFIG).to(device)
+    assert layer(torch.zeros(2, 9, CONFIG.d, device=device)).shape == (2, 9, CONFIG.d)
+    assert taken == [(2, CONFIG.heads, 9, CONFIG.d // CONFIG.heads)] * plain

@@ -2,10 +2,10 @@
 
 A small question is paid for in kernels, a large one in what passes through memory between them. GELU adds its bias, a norm the
 bias and the residual before it. The runtime's kernels of whole attention are not used: they work in tiles of 64 tokens and more,
-of which a dozen fill one corner, and took two thirds of the time. Tokens lie as ``[P, B, d]``, so that products between the
-tokens of a row and head read them where they are. The last layer is computed only for the tokens that are read, as in
-`quantformer_training.lean`. Everything around the transformers (embeddings, log-odds, codes and their distances, heads,
-shortcuts, spread) stays float32.
+of which a dozen fill one corner, and took two thirds of the time (docs/benchmarks.md, an H200). Tokens lie as ``[P, B, d]``, so
+that products between the tokens of a row and head read them where they are. The last layer is computed only for the tokens that
+are read, as in `quantformer_training.lean`. Everything around the transformers (embeddings, log-odds, codes and their distances,
+heads, shortcuts, spread) stays float32.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class FusedTransformer(nn.Module):
         super().__init__()
         blocks = [block for block in transformer.blocks if isinstance(block, Block)]
         assert len(blocks) == len(transformer.blocks)
-        self.read, self.wanted = read, range(length)[read]
+        self.read = read
         self.first_norm = copy.deepcopy(blocks[0].attention_norm).half()
         norms = [*(block.attention_norm for block in blocks[1:]), transformer.norm]
         last = len(blocks) - 1
         self.blocks = nn.ModuleList(
-            FusedBlock(block, following=norm, read=self.wanted if number == last else range(length))
+            FusedBlock(block, following=norm, read=range(length)[read] if number == last else range(length))
             for number, (block, norm) in enumerate(zip(blocks, norms, strict=True))
         )
 
