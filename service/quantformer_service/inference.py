@@ -25,6 +25,7 @@ from quantformer.signal import SignalRecipe, f0_level, window_on_grid, write_bas
 from quantformer_service.batch import first_batch
 from quantformer_service.buffers import Bucket, Population, Results
 from quantformer_service.network import Network
+from quantformer_service.proof import prove
 from quantformer_service.runtime import Provider
 
 _log = logging.getLogger(__name__)
@@ -177,6 +178,10 @@ class Inference:
             network = Network(self._bundle, provider=self._asked, threads=self.threads)
             self.provider, self.threads = network.provider, network.threads
             self._warm_up(network)
+            # What was not compared anywhere else: float32 on the CPU is what the bundle's own parity is about.
+            if network.provider != "cpu" or self._bundle.precision != "float32":
+                told = ", ".join(map(str, prove(network, self._bundle)))
+                _log.info("%s in %s against float32 on the CPU: %s", network.provider, self._bundle.precision, told)
         except Exception as error:
             self.failure = error
             self._on_done()
