@@ -1,11 +1,15 @@
-"""Measure on test rows what each improvement over the paper is worth: QuantFormer whole, then with one thing taken away.
+"""Measure what each improvement over the paper is worth: QuantFormer whole, then with one thing taken away.
 
-    python deploy/measure_improvements.py [--mice 3] [--seed 0] [--preset small] [--json FILE]
+    python deploy/measure_improvements.py [--mice 3] [--seeds 3] [--seed 0] [--preset small] [--json FILE]
+    python deploy/measure_improvements.py --recording FILE --first 53 --preset recording [--sizes paper live small]
 
 Simulated mice under drifting gratings, each in a process of its own on one thread, and networks trained, chosen and calibrated
-as in a study (`contest`); each is asked once about the test rows. A difference is that of what is left less the whole, a mean
-over mice: above zero in a loss, or below zero in r, what was taken away had helped. Its 95 % interval is over trials drawn anew
-within each mouse, the same trials for both. How training turns out by chance is not in it: "another seed" shows that beside.
+as in a study (`contest`); each is asked once about the test rows. ``--recording`` takes a real session in their place, and
+``--first`` only its first presentations, split in time: the rest is held back for a test. A score is the mean over models of
+several seeds, and a difference that of what is left less the whole, a mean over mice: above zero in a loss, or below zero in
+r, what was taken away had helped. Its 95 % interval is over trials drawn anew within each mouse, the same trials for both. How
+training turns out by chance is not in it: "other seeds" shows that beside. ``--sizes`` compares networks of other sizes with the
+first one named, each with an auto-encoder of its own, in place of taking anything away: the same rows and epochs.
 """
 
 from __future__ import annotations
@@ -15,24 +19,30 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from taken_away import TAKEN_AWAY, Answered, Without, answered, likeliest
 from threadpoolctl import threadpool_limits
 
+from quantformer.config import PRESETS, ModelConfig
 from quantformer.manifest import Calibration
+from quantformer.recording import Recording
+from quantformer.signal import onset_frames
 from quantformer_training.calibrate import probability
 from quantformer_training.effort import EFFORTS, Effort
 from quantformer_training.jobs import Job, Outcome, cores, run_all
 from quantformer_training.machine import machine, software
-from quantformer_training.pretrain import load_pretrained
+from quantformer_training.pretrain import Pretrained, load_pretrained
 from quantformer_training.pretrain_cohort import pretrain_cohort
+from quantformer_training.readers import open_recording
 from quantformer_training.run_data import RunData
 from quantformer_training.simulated import MouseConfig, short_session
 from quantformer_training.store import write_session
@@ -41,10 +51,45 @@ from quantformer_training.threads import one_thread
 Floats = NDArray[np.float64]
 #: Scores by name, as the table heads them.
 SCORES = MappingProxyType({"log_loss": "log-loss", "brier": "Brier", "mse": "MSE, (dF/F)²", "r": "signed r"})
-WHOLE = "nothing: the whole"
+WITH_ALL = Without()
+WHOLE, OTHERS = "nothing: the whole", "nothing: other seeds"
 RESAMPLES = 2000
-#: Models of the whole, of which the first is compared and all are averaged.
-SEEDS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulated:
+    """A simulated mouse: its ``seed``, how many neurons it has and how many drifting gratings it is shown."""
+
+    seed: int
+    neurons: int
+    presentations: int
+
+    def recording(self) -> Recording:
+        """What is recorded of it."""
+        mouse = MouseConfig(neurons=self.neurons, seed=self.seed)
+        return short_session(mouse, presentations=self.presentations).recording
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """A file, and how many of its presentations are looked at, from the first on (None: all)."""
+
+    path: Path
+    first: int | None
+
+    def recording(self) -> Recording:
+        """Those presentations, and every frame before the next one.
+
+        Raises:
+            SystemExit: it has fewer.
+        """
+        whole = open_recording(self.path)
+        if self.first is None or self.first == len(whole.stimuli):
+            return whole
+        if not 0 < self.first < len(whole.stimuli):
+            raise SystemExit(f"{self.path} has {len(whole.stimuli)} presentations, --first asks for {self.first}")
+        (stop,) = onset_frames(whole.timestamps_s, whole.stimuli.onset_s[self.first : self.first + 1])
+        return whole.between(0, int(stop))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,48 +101,101 @@ class Measured:
     cpu_s: float
 
 
-def measure_mouse(*, number: int, seed: int, effort: Effort, neurons: int, presentations: int) -> Measured:
+@dataclass(frozen=True, kw_only=True)
+class Laboratory:
+    """Where the models of one mouse are trained: ``seeds`` of each, from ``seed`` on."""
+
+    name: str
+    data: RunData
+    effort: Effort
+    folder: Path
+    seed: int
+    seeds: int
+    began: float
+
+    @classmethod
+    def of(cls, mouse: Simulated | Recorded, **given: Any) -> Laboratory:
+        """With what is seen of a mouse in ``folder``, and the runs of its first category."""
+        session = write_session(mouse.recording(), given["folder"] / "session")
+        category = next(one for one in session.stimuli.category if one != "spontaneous")
+        data = RunData.read(session, category=category, most=given["effort"].most)
+        return cls(data=data, began=time.process_time(), **given)
+
+    def pretrained(self, model: ModelConfig) -> Pretrained:
+        """An auto-encoder of this size."""
+        out = self.folder / f"pretrained-{model.d}-{model.layers}-{model.heads}"
+        effort = replace(self.effort, model=model)
+        pretrain_cohort(sessions=(str(self.folder / "session"),), effort=effort, out=str(out), seed=self.seed)
+        self.say(f"pre-trained, d = {model.d}, {model.layers} layers")
+        return load_pretrained(out)
+
+    def models(
+        self, title: str, pretrained: Pretrained, *, without: Without = WITH_ALL, later: int = 0
+    ) -> list[Answered]:
+        """One of each seed, or of as many seeds ``later``."""
+        first = self.seed + later * self.seeds
+        made = [
+            answered(self.data, pretrained, config=self.effort.seeded(seed).finetuning, without=without)
+            for seed in range(first, first + self.seeds)
+        ]
+        self.say(title)
+        return made
+
+    def say(self, what: str) -> None:
+        """Progress goes to stderr."""
+        print(f"{self.name}: {what}, {time.process_time() - self.began:.0f} s of CPU", file=sys.stderr, flush=True)
+
+
+def measure_mouse(
+    *, name: str, mouse: Simulated | Recorded, seed: int, seeds: int, effort: Effort, sizes: tuple[str, ...] = ()
+) -> Measured:
     """Every model of one mouse; a job of its own."""
     began = time.process_time()
-    scores: dict[str, Mapping[str, Floats]] = {}
-
-    def say(what: str) -> None:
-        print(f"mouse {number}: {what}, {time.process_time() - began:.0f} s of CPU", file=sys.stderr, flush=True)
-
     with tempfile.TemporaryDirectory() as folder, one_thread(), threadpool_limits(limits=1):
-        session = short_session(MouseConfig(neurons=neurons, seed=seed + number), presentations=presentations)
-        place, pretrained = Path(folder) / "session", Path(folder) / "pretrained"
-        stored = write_session(session.recording, place)
-        pretrain_cohort(sessions=(str(place),), effort=effort, out=str(pretrained), seed=seed)
-        category = next(name for name in stored.stimuli.category if name != "spontaneous")
-        data, teacher = RunData.read(stored, category=category, most=effort.most), load_pretrained(pretrained)
-        say("pre-trained")
-
-        def made(without: Without, *, seed: int = seed) -> Answered:
-            return answered(data, teacher, config=effort.seeded(seed).finetuning, without=without)
-
-        seeds = []
-        for other in range(seed, seed + SEEDS):
-            seeds.append(made(Without(), seed=other))
-            say(f"the whole, seed {other}")
-        whole = seeds[0]
-        scores[WHOLE] = whole.scores()
-        scores["expected decoding: the likeliest codes"] = whole.scores(response=likeliest(whole))
-        unscaled = Calibration(temperature=1.0, bias=0.0)
-        scores["calibration"] = whole.scores(chance=probability(whole.logit, unscaled))
-        for title, without in TAKEN_AWAY.items():
-            scores[title] = made(without).scores()
-            say(f"without {title}")
-        for further, one in enumerate(seeds[1:], start=1):
-            scores[f"nothing: another seed, {further}"] = one.scores()
-        scores[f"a single seed: the mean of {SEEDS}"] = whole.scores(
-            chance=np.mean([one.chance for one in seeds], axis=0),
-            response=np.mean([one.response for one in seeds], axis=0),
-        )
-    return Measured(scores=scores, trial=whole.rows.moment.numpy(), cpu_s=time.process_time() - began)
+        laboratory = Laboratory.of(mouse, name=name, folder=Path(folder), effort=effort, seed=seed, seeds=seeds)
+        trial = laboratory.data.sources(1.0).test.at_lead(0).moment.numpy()
+        scores = of_sizes(laboratory, sizes) if sizes else without_each(laboratory)
+    return Measured(scores=scores, trial=trial, cpu_s=time.process_time() - began)
 
 
-def measure(*, mice: int, seed: int, effort: Effort, neurons: int = 24, presentations: int = 240) -> list[Measured]:
+def of_sizes(laboratory: Laboratory, sizes: Sequence[str]) -> dict[str, dict[str, Floats]]:
+    """Scores of networks of the sizes of these presets."""
+    scores = {}
+    for size in sizes:
+        title = f"size {size}"
+        models = laboratory.models(title, laboratory.pretrained(PRESETS[size]))
+        scores[title] = averaged(one.scores() for one in models)
+    return scores
+
+
+def without_each(laboratory: Laboratory) -> dict[str, dict[str, Floats]]:
+    """Scores of the whole, with one thing taken away, of other seeds, and of the whole models' mean answers."""
+    pretrained, unscaled = laboratory.pretrained(laboratory.effort.model), Calibration(temperature=1.0, bias=0.0)
+    whole = laboratory.models(WHOLE, pretrained)
+    scores = {
+        WHOLE: averaged(one.scores() for one in whole),
+        "expected decoding: the likeliest codes": averaged(one.scores(response=likeliest(one)) for one in whole),
+        "calibration": averaged(one.scores(chance=probability(one.logit, unscaled)) for one in whole),
+    }
+    for title, without in TAKEN_AWAY.items():
+        scores[title] = averaged(one.scores() for one in laboratory.models(title, pretrained, without=without))
+    scores[OTHERS] = averaged(one.scores() for one in laboratory.models(OTHERS, pretrained, later=1))
+    chance, response = (np.mean([getattr(one, name) for one in whole], axis=0) for name in ("chance", "response"))
+    scores[f"single seeds: {len(whole)} in one"] = whole[0].scores(chance=chance, response=response)
+    return scores
+
+
+def averaged(scores: Iterable[Mapping[str, Floats]]) -> dict[str, Floats]:
+    """Of every row its mean score over models; of one that a model has none of (r of a constant trace), over the others."""
+    every = list(scores)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
+        return {name: np.nanmean([one[name] for one in every], axis=0) for name in SCORES}
+
+
+def measure(
+    mice: Mapping[str, Simulated | Recorded], *, seed: int, seeds: int, effort: Effort, sizes: tuple[str, ...] = ()
+) -> list[Measured]:
     """Every mouse, side by side as far as there are cores.
 
     Raises:
@@ -105,19 +203,17 @@ def measure(*, mice: int, seed: int, effort: Effort, neurons: int = 24, presenta
     """
     jobs = [
         Job(
-            name=f"mouse {number}",
+            name=name,
             function=measure_mouse,
-            arguments={
-                "number": number, "seed": seed, "effort": effort, "neurons": neurons, "presentations": presentations
-            },
+            arguments={"name": name, "mouse": mouse, "seed": seed, "seeds": seeds, "effort": effort, "sizes": sizes},
         )
-        for number in range(mice)
-    ]  # fmt: skip
+        for name, mouse in mice.items()
+    ]
 
     def report(outcome: Outcome) -> None:
         print(f"{outcome.name}: {outcome.trace or f'{outcome.seconds:.0f} s'}", file=sys.stderr, flush=True)
 
-    outcomes = run_all(jobs, processes=min(mice, cores()), report=report)
+    outcomes = run_all(jobs, processes=min(len(jobs), cores()), report=report)
     if failed := [f"{one.name}: {one.failure}" for one in outcomes if one.failed]:
         raise SystemExit("; ".join(failed))
     return [one.value for one in outcomes]
@@ -138,7 +234,7 @@ class Effect:
 
 
 def effects(found: Sequence[Measured], *, seed: int) -> dict[str, dict[str, Effect]]:
-    """By what was taken away, and by score."""
+    """By what was taken away, and by score; the first is what the others are compared with."""
     titles = list(found[0].scores)
     drawn: list[NDArray[np.int64]] = []
     for number, one in enumerate(found):
@@ -148,7 +244,7 @@ def effects(found: Sequence[Measured], *, seed: int) -> dict[str, dict[str, Effe
     for name in SCORES:
         # The rows themselves first, then the resamples: (mice, titles, 1 + RESAMPLES).
         means = np.stack([_means(one, name, drawn=of_mouse) for one, of_mouse in zip(found, drawn, strict=True)])
-        differences = means - means[:, titles.index(WHOLE), None]
+        differences = means - means[:, :1]
         for k, title in enumerate(titles):
             low, high = np.percentile(differences[:, k, 1:].mean(0), [2.5, 97.5])
             made[title][name] = Effect(
@@ -158,7 +254,8 @@ def effects(found: Sequence[Measured], *, seed: int) -> dict[str, dict[str, Effe
                 high=float(high),
                 by_mouse=tuple(differences[:, k, 0].tolist()),
                 unchanged=all(
-                    np.array_equal(one.scores[title][name], one.scores[WHOLE][name], equal_nan=True) for one in found
+                    np.array_equal(one.scores[title][name], one.scores[titles[0]][name], equal_nan=True)
+                    for one in found
                 ),
             )
     return made
@@ -187,13 +284,13 @@ def table(made: Mapping[str, Mapping[str, Effect]]) -> str:
         cells = [title]
         for one in by_score.values():
             told = f"{one.difference:+.4f} ({one.low:+.4f} to {one.high:+.4f})"
-            cells += [f"{one.value:.4f}", "" if title == WHOLE else "unchanged" if one.unchanged else told]
+            cells += [f"{one.value:.4f}", "" if title == next(iter(made)) else "unchanged" if one.unchanged else told]
         lines.append(cells)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def document(
-    found: Sequence[Measured], *, made: Mapping[str, Mapping[str, Effect]], preset: str, seed: int
+    found: Sequence[Measured], *, made: Mapping[str, Mapping[str, Effect]], preset: str, seed: int, seeds: int
 ) -> dict[str, object]:
     """How the figures were made, and every one of them: what ``--json`` writes."""
     return {
@@ -202,6 +299,7 @@ def document(
         "versions": software(),
         "preset": preset,
         "seed": seed,
+        "seeds": seeds,
         "test_trials": [len(np.unique(one.trial)) for one in found],
         "test_rows": [len(one.trial) for one in found],
         "cpu_seconds": [round(one.cpu_s) for one in found],
@@ -218,12 +316,29 @@ def main() -> None:
         "--preset", choices=tuple(EFFORTS), default="small", help="how much is spent (default %(default)s)"
     )
     parser.add_argument("--json", type=Path, help="file to write")
+    parser.add_argument("--seeds", type=int, default=3, help="models that a score is the mean of (default %(default)s)")
+    parser.add_argument("--recording", type=Path, help="a session to measure in place of simulated mice")
+    parser.add_argument("--first", type=int, help="so many of its presentations")
+    parser.add_argument(
+        "--sizes", nargs="+", choices=tuple(PRESETS), default=(), help="networks to compare with the first instead"
+    )
     asked = parser.parse_args()
-    if asked.mice < 1:
-        parser.error(f"--mice is {asked.mice}; at least one is needed")
-    found = measure(mice=asked.mice, seed=asked.seed, effort=EFFORTS[asked.preset])
+    if asked.mice < 1 or asked.seeds < 1:
+        parser.error(f"--mice is {asked.mice} and --seeds {asked.seeds}; at least one of each is needed")
+    if asked.first is not None and asked.recording is None:
+        parser.error("--first is of a --recording")
+    mice: dict[str, Simulated | Recorded] = (
+        {asked.recording.name: Recorded(path=asked.recording, first=asked.first)}
+        if asked.recording is not None
+        else {
+            f"mouse {number}": Simulated(seed=asked.seed + number, neurons=24, presentations=240)
+            for number in range(asked.mice)
+        }
+    )
+    effort, sizes = EFFORTS[asked.preset], tuple(asked.sizes)
+    found = measure(mice, seed=asked.seed, seeds=asked.seeds, effort=effort, sizes=sizes)
     made = effects(found, seed=asked.seed)
-    told = document(found, made=made, preset=asked.preset, seed=asked.seed)
+    told = document(found, made=made, preset=asked.preset, seed=asked.seed, seeds=asked.seeds)
     print("; ".join(f"{name} {value}" for name, value in told.items() if name != "taken_away") + "\n")
     print(table(made))
     if asked.json:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import small_model  # noqa: F401  # one thread of torch
 from small_recording import small_recording
 
+from quantformer.bundle import Bundle
 from quantformer.signal import SignalRecipe
 from quantformer_training.fit import FitConfig, Fitted, fit
 from quantformer_training.loop import Progress
+from quantformer_training.packing import write_fitted
 from quantformer_training.splits import split_by_time
 
 
@@ -29,6 +33,17 @@ def tiny_config(*, epochs: int = 1, refit: bool = False, seed: int = 0) -> FitCo
 
 def silent(progress: Progress) -> None:
     """Show nothing."""
+
+
+#: Where bundles of the fit lie until the tests end.
+_FOLDER = tempfile.TemporaryDirectory(prefix="quantformer-small-fit-")
+
+
+@cache
+def packed() -> Bundle:
+    """The fit's bundle, made once too: an export takes ten seconds. Not to be changed."""
+    metrics = {"auroc": 0.75, "slope": float("nan"), "odd": float("inf")}
+    return write_fitted(fitted(), Path(_FOLDER.name) / "bundle", metrics=metrics)
 
 
 @cache

@@ -7,15 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_fit import fitted
+from small_fit import fitted, packed
 
 from quantformer.bundle import Vectors, load_bundle
 from quantformer.errors import BundleError
-from quantformer_training import admission
+from quantformer_training import admission, packing
 from quantformer_training.admission import MOST_LOST, _Answers, _answers, _asked, judge, judged_forms
 from quantformer_training.calibrate import probability
 from quantformer_training.examples import Examples
-from quantformer_training.export import export_graph
 from quantformer_training.packing import vectors_of, write_fitted
 
 
@@ -26,7 +25,7 @@ def vectors() -> Vectors:
 
 @pytest.fixture(scope="module")
 def graph() -> bytes:
-    return export_graph(fitted().model.forecaster)
+    return packed().graph
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +68,8 @@ def test_the_scores_are_those_of_validation(judged: tuple[Examples, _Answers]) -
 
 
 @pytest.mark.parametrize(
-    ("harmed", "reason"), [("logit", r"^log_loss .* more, at most .*; allowed is"), ("response", r"^mse .* more, at most")]
+    ("harmed", "reason"),
+    [("logit", r"^log_loss .* more, at most .*; allowed is"), ("response", r"^mse .* more, at most")],
 )
 def test_a_form_that_loses_skill_is_refused_with_the_figures(
     judged: tuple[Examples, _Answers], harmed: str, reason: str
@@ -96,9 +96,12 @@ def test_one_answer_that_is_not_finite_refuses_a_form(
 
 
 def test_what_is_not_admitted_is_not_in_the_bundle_but_its_reason_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    graph: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admission, "MOST_LOST", -1.0)
+    monkeypatch.setattr(
+        packing, "export_graph", lambda _: graph
+    )  # that of this very fit: exporting again takes ten seconds
     bundle = write_fitted(fitted(), tmp_path / "bundle")
     assert sorted(file.name for file in bundle.path.iterdir()) == ["manifest.json", "model.onnx", "vectors.safetensors"]
     assert dict(bundle.forms) == {}

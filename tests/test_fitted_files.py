@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_fit import fitted
+from small_fit import fitted, packed
 from small_recording import small_recording
 
 from quantformer.errors import DataError
@@ -63,8 +63,7 @@ def test_everything_else_comes_back_too(loaded: Fitted) -> None:
 
 
 def test_it_is_exported_as_the_one_in_memory(loaded: Fitted, tmp_path: Path) -> None:
-    one, other = write_fitted(loaded, tmp_path / "one"), write_fitted(fitted(), tmp_path / "other")
-    assert one.manifest.files == other.manifest.files
+    assert write_fitted(loaded, tmp_path / "one").manifest.files == packed().manifest.files
 
 
 def test_a_directory_is_told_from_others(saved: Path, tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ import psutil
 import pytest
 
 from quantformer.errors import DataError, UsageError
-from quantformer_training import jobs as jobs_module
 from quantformer_training.jobs import Job, Outcome, cores, run_all
 
 
@@ -91,16 +90,12 @@ def test_local_processes_are_others_and_share_the_cores_as_threads() -> None:
     assert os.environ.get("OMP_NUM_THREADS") == before
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the variables are glibc's")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
 def test_a_process_of_jobs_keeps_the_memory_that_it_frees() -> None:
-    before = os.environ.get("MALLOC_TRIM_THRESHOLD_")
     jobs = [Job(name=str(i), function=job_functions.memory_used_again) for i in range(2)]
     for outcome in run_all(jobs, processes=2, report=nothing):
-        cleared, told = outcome.value
         # Given back each time, the blocks would take 20 x 9,766 pages of 4 KiB (or 20 x 20 huge ones).
-        assert cleared < 100
-        assert told == jobs_module.ALLOCATION["MALLOC_TRIM_THRESHOLD_"]
-    assert os.environ.get("MALLOC_TRIM_THRESHOLD_") == before
+        assert outcome.value < 100
 
 
 def test_only_jobs_that_cannot_be_sent_end_too() -> None:

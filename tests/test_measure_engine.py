@@ -97,6 +97,29 @@ def test_a_trial_of_the_script_writes_everything(tmp_path: Path) -> None:
     assert [(one.condition.neurons, one.failed, one.lost) for one in large.results] == [(10_000, "", 0)]
 
 
+@pytest.mark.slow
+def test_growth_is_measured_along_each_axis_and_can_be_drawn(
+    measure_engine: ModuleType, growth_picture: ModuleType, tiny_bundle_path: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    sizes = {"neurons": (1, 4, 24, 60), "stimuli": (1, 2), "sessions": (1, 2)}
+    for name, of_axis in zip(("NEURON_SIZES", "STIMULUS_SIZES", "SESSION_SIZES"), sizes.values(), strict=True):
+        monkeypatch.setattr(measure_engine, name, of_axis)
+    run = measure_engine.Run(
+        live=tiny_bundle_path, tiny=tiny_bundle_path, out=tmp_path, scale=0.001, seed=0, command="a trial"
+    )
+    found = measure_engine.growth(run)
+    documents = [read_document(tmp_path / name) for name in found.files]
+    assert found.files == [f"growth-{axis}.json" for axis in sizes]
+    for (axis, asked), one in zip(sizes.items(), documents, strict=True):
+        assert [getattr(result.condition, axis) for result in one.results] == list(asked)
+        assert [(result.failed, result.lost) for result in one.results] == [("", 0)] * len(asked)
+        assert any(f"{asked[0]} to {asked[-1]} {axis}" in row.what for row in found.rows), axis
+    # Fewer sizes than four have no power to be fitted.
+    assert any(row.value is not None for row in found.rows if "1 to 60 neurons" in row.what)
+    assert len(charts(growth_picture.picture(documents))) == 3
+
+
 # --- the picture ------------------------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from tiny_study import TINY, tiny_cohort
 from quantformer.forecaster import Shortcut
 from quantformer.signal import SignalRecipe
 from quantformer.tokens import UNKNOWN
+from quantformer_training.arrays import save_recording
 from quantformer_training.examples import Examples, random_missing
 from quantformer_training.pretrain import load_pretrained
 from quantformer_training.pretrain_cohort import pretrain_cohort
@@ -97,6 +98,28 @@ def test_the_table_has_a_row_for_each_and_two_columns_for_each_score(script: Mod
     assert cells[0][2::2] == [""] * 4
     assert cells[1][2::2] == ["+0.1000 (+0.1000 to +0.1000)"] * 4
     assert cells[3][2:8:2] == ["unchanged"] * 3
+
+
+def test_a_score_is_the_mean_over_the_models_that_have_one(script: ModuleType) -> None:
+    one, other = ({name: np.array(values) for name in script.SCORES} for values in ([1.0, np.nan, np.nan], [3.0, 5.0, np.nan]))
+    for found in script.averaged([one, other]).values():
+        np.testing.assert_array_equal(found, [2.0, 5.0, np.nan])
+
+
+def test_the_first_presentations_of_a_file_are_looked_at_and_nothing_after_them(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    session = script.Simulated(seed=0, neurons=3, presentations=12).recording()
+    path = tmp_path / "session.npz"
+    save_recording(session, path)
+    whole, part = (script.Recorded(path=path, first=first).recording() for first in (None, 5))
+    assert len(whole.stimuli) == len(session.stimuli)
+    assert part.stimuli.onset_s.tolist() == session.stimuli.onset_s[:5].tolist()
+    assert part.timestamps_s[-1] < session.stimuli.onset_s[5]
+    assert part.frames == np.sum(session.timestamps_s < session.stimuli.onset_s[5])
+    np.testing.assert_array_equal(part.fluorescence, session.fluorescence[: part.frames])
+    with pytest.raises(SystemExit, match=f"has {len(session.stimuli)} presentations, --first asks for 900"):
+        script.Recorded(path=path, first=900).recording()
 
 
 def rows_of(source: Any) -> tuple[Examples, Examples]:
@@ -181,10 +204,11 @@ def test_a_network_without_level_has_learned_nothing_of_it(
 
 @pytest.mark.slow
 def test_a_tiny_run_tells_of_every_improvement(script: ModuleType) -> None:
-    found = script.measure(mice=2, seed=0, effort=TINY, neurons=8, presentations=40)
+    mice = {f"mouse {i}": script.Simulated(seed=i, neurons=8, presentations=40) for i in range(2)}
+    found = script.measure(mice, seed=0, seeds=2, effort=TINY)
     made = script.effects(found, seed=0)
     assert len(script.table(made).splitlines()) == 2 + len(made)
-    post_hoc, seeds = list(made)[1:3], list(made)[-3:]
+    post_hoc, seeds = list(made)[1:3], list(made)[-2:]
     assert tuple(made) == (script.WHOLE, *post_hoc, *TRAINED, *seeds)
     unchanged = {title: [one.unchanged for one in by.values()] for title, by in made.items()}
     assert unchanged.pop(script.WHOLE) == [True] * 4
@@ -192,6 +216,6 @@ def test_a_tiny_run_tells_of_every_improvement(script: ModuleType) -> None:
     assert unchanged.pop(post_hoc[0]) == unchanged.pop("shape loss") == [True, True, False, False]
     assert unchanged.pop(post_hoc[1]) == [False, False, True, True]
     assert all(by == [False] * 4 for by in unchanged.values()), unchanged
-    told = json.loads(json.dumps(script.document(found, made=made, preset="tiny", seed=0)))
+    told = json.loads(json.dumps(script.document(found, made=made, preset="tiny", seed=0, seeds=2)))
     assert told["test_trials"] == [10, 10]
     assert len(told["taken_away"]["level"]["mse"]["by_mouse"]) == 2

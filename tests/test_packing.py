@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_fit import fitted, silent, tiny_config
+from small_fit import fitted, packed, silent, tiny_config
 from small_recording import GRATING, small_recording
 
 from quantformer.bundle import Bundle, load_bundle
@@ -24,9 +24,8 @@ from quantformer_training.splits import Split, split_by_time
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    path = tmp_path_factory.mktemp("packing") / "bundle"
-    return write_fitted(fitted(), path, metrics={"auroc": 0.75, "slope": float("nan"), "odd": float("inf")})
+def bundle() -> Bundle:
+    return packed()
 
 
 def asked(bundle: Bundle, *, unknown: bool = False) -> tuple[GraphInputs, np.ndarray]:

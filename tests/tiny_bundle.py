@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,15 @@ def random_forecaster(config: ModelConfig, *, seed: int) -> Forecaster:
     return Forecaster(config, teacher=teacher, signal_scale=0.2, code_patch=patches).eval()
 
 
+@cache
+def random_graph(config: ModelConfig, *, seed: int) -> tuple[Forecaster, bytes]:
+    """That network, and its graph: an export takes ten seconds, and many tests write a bundle of their own."""
+    from quantformer_training.export import export_graph
+
+    forecaster = random_forecaster(config, seed=seed)
+    return forecaster, export_graph(forecaster)
+
+
 def write_tiny_bundle(
     path: Path,
     *,
@@ -61,12 +71,11 @@ def write_tiny_bundle(
     """Write a bundle for these neurons and eight gratings (ids ``dir=000`` ... ``dir=315``), with these forms: the loss of
     skill in its manifest is made up.
     """
-    from quantformer_training.export import check_parity, example_inputs, export_graph
+    from quantformer_training.export import check_parity, example_inputs
     from quantformer_training.float16 import float16_graph
     from quantformer_training.int8 import int8_graph
 
-    forecaster = random_forecaster(config, seed=seed)
-    graph = export_graph(forecaster)
+    forecaster, graph = random_graph(config, seed=seed)
     parity = check_parity(forecaster, graph, example_inputs(config))
     rng = np.random.default_rng(seed)
     recipe = StimulusRecipe.covering([GRATING, ONGOING + GRATING, NOTHING], ["direction_deg"])

@@ -262,6 +262,16 @@ def graph_file(precision: Precision) -> str:
     return GRAPH if precision == "float32" else f"model.{precision}.onnx"
 
 
+def refuse_existing(path: Path) -> None:
+    """Let no bundle be written over anything.
+
+    Raises:
+        BundleError: ``path`` exists.
+    """
+    if path.exists():
+        raise BundleError(f"{path} exists; a bundle is never overwritten: choose another directory or remove it first")
+
+
 def write_bundle(
     path: Path, *, manifest: Manifest, vectors: Vectors, graph: bytes, forms: Mapping[FormName, bytes] = _NO_FORMS
 ) -> Bundle:
@@ -270,8 +280,7 @@ def write_bundle(
     Raises:
         BundleError: ``path`` exists, or the parts contradict each other.
     """
-    if path.exists():
-        raise BundleError(f"{path} exists; a bundle is never overwritten: choose another directory or remove it first")
+    refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:

@@ -21,13 +21,11 @@ from multiprocessing.context import SpawnProcess
 from typing import Any, Literal
 
 from quantformer.errors import DataError, QuantformerError, UsageError
+from quantformer_training.freed_memory import keep_freed
 
 Workers = Literal["local", "ray"]
 #: Read by the libraries that compute with threads when they are loaded, so set before a process starts.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-#: glibc gives freed blocks from 128 KiB to 32 MiB on, and the top of its heap, back to the system, which must clear every page
-#: of the next one: a quarter of the time of training an LSTM. Up to 1 GiB a process keeps them.
-ALLOCATION = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 #: Seconds that a process gets to end before it is killed.
 GRACE_S = 5.0
 
@@ -201,7 +199,7 @@ def _run_locally(
     try:
         while len(found) < len(jobs):
             while len(workers) < min(processes, len(waiting) + sum(worker.job is not None for worker in workers)):
-                with _environment(max(1, cores() // processes)):
+                with _threads(max(1, cores() // processes)):
                     workers.append(_Worker())
                 feed(workers[-1])
             busy = {worker.pipe: worker for worker in workers if worker.job is not None}
@@ -228,6 +226,7 @@ def _serve(pipe: Connection) -> None:
     # Ctrl-C reaches every process of a terminal; the parent decides, and ends us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    keep_freed()
     while True:
         try:
             content = pipe.recv_bytes()
@@ -264,15 +263,15 @@ def _cause(exit_code: int | None) -> str:
 
 
 @contextmanager
-def _environment(threads: int) -> Iterator[None]:
-    """Processes that are started inside compute with so many threads, and keep what they free."""
-    before = dict(os.environ)
-    os.environ.update(ALLOCATION | dict.fromkeys(THREAD_VARIABLES, str(threads)))
+def _threads(count: int) -> Iterator[None]:
+    """Processes that are started inside compute with ``count`` threads."""
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(count)))
     try:
         yield
     finally:
-        for name in (*ALLOCATION, *THREAD_VARIABLES):
-            if name in before:
-                os.environ[name] = before[name]
-            else:
+        for name, value in before.items():
+            if value is None:
                 del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from quantformer.errors import DataError, UnavailableError
 from quantformer_training.accelerator import Accelerator
+from quantformer_training.freed_memory import keep_freed
 
 #: Number of the checkpoint's schema. Older ones are read, newer ones refused. 2: inside an epoch, too.
 CHECKPOINT_SCHEMA = 2
@@ -124,6 +125,7 @@ def run_loop(
         DataError: a loss is not finite, there is nothing to learn from, or the checkpoint is foreign, damaged or newer.
         UnavailableError: the checkpoint cannot be written.
     """
+    keep_freed()
     machine = accelerator or Accelerator()
     network.to(machine.device)
     machine.same_everywhere(network)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 import quantformer
-from quantformer.bundle import Bundle, Vectors, write_bundle
+from quantformer.bundle import Bundle, Vectors, refuse_existing, write_bundle
 from quantformer.labels import label_frames
 from quantformer.manifest import Label, Manifest, StimulusSpec
 from quantformer.signal import f0_level
@@ -37,6 +37,7 @@ def write_fitted(fitted: Fitted, path: Path, *, metrics: dict[str, float] | None
     Raises:
         BundleError: ``path`` exists, or the exported graph disagrees with the network.
     """
+    refuse_existing(path)
     vectors, stimuli = vectors_of(fitted), _stimuli(fitted)
     graph = export_graph(fitted.model.forecaster)
     forms = judged_forms(fitted, vectors, graph)
