@@ -274,7 +274,8 @@ def test_a_signal_in_a_finalizer_is_not_forgotten(number: signal.Signals, status
 
 
 def test_a_signal_while_the_service_starts_ends_it(tiny_bundle_path: Path, tmp_path: Path) -> None:
-    with RunningService(tiny_bundle_path, folder=tmp_path, wait=False) as service:
+    # On a loaded machine imports alone, which no signal interrupts, take longer than the default grace.
+    with RunningService(tiny_bundle_path, folder=tmp_path, wait=False, shutdown_s=60) as service:
         service.child("engine")
         assert service.end(signal.SIGTERM) == 143
         assert "Traceback" not in service.log.read_text()

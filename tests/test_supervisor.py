@@ -35,6 +35,9 @@ PROGRAM = """
             raise ZeroDivisionError
         announce(endpoints={{"{name}": "tcp://here"}})
         if act == "crash later":
+            # Later than the service's start: a death before is another matter.
+            while not os.path.exists("started"):
+                time.sleep(0.01)
             time.sleep(0.05)
             os._exit(9)
         stop.wait()
@@ -52,6 +55,7 @@ SUPERVISE = """
     def ready(facts):
         for name, one in facts.items():
             print("ready", name, one["pid"], one["endpoints"][name], flush=True)
+        open("started", "w").close()
     logs.configure(form="text", level="info", process="supervisor")
     programs = [Program(name=name, module="program_" + name) for name in ("engine", "gateway")]
     try:
@@ -81,6 +85,7 @@ class Supervised:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                cwd=folder,
                 env={**os.environ, "PYTHONPATH": path, **ports, **environment},
             )
 
