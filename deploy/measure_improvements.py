@@ -25,7 +25,6 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,24 +107,16 @@ class Laboratory:
     name: str
     data: RunData
     effort: Effort
-    folder: Path
+    session: Path
     seed: int
     seeds: int
     began: float
 
-    @classmethod
-    def of(cls, mouse: Simulated | Recorded, **given: Any) -> Laboratory:
-        """With what is seen of a mouse in ``folder``, and the runs of its first category."""
-        session = write_session(mouse.recording(), given["folder"] / "session")
-        category = next(one for one in session.stimuli.category if one != "spontaneous")
-        data = RunData.read(session, category=category, most=given["effort"].most)
-        return cls(data=data, began=time.process_time(), **given)
-
     def pretrained(self, model: ModelConfig) -> Pretrained:
         """An auto-encoder of this size."""
-        out = self.folder / f"pretrained-{model.d}-{model.layers}-{model.heads}"
+        out = self.session.with_name(f"pretrained-{model.d}-{model.layers}-{model.heads}")
         effort = replace(self.effort, model=model)
-        pretrain_cohort(sessions=(str(self.folder / "session"),), effort=effort, out=str(out), seed=self.seed)
+        pretrain_cohort(sessions=(str(self.session),), effort=effort, out=str(out), seed=self.seed)
         self.say(f"pre-trained, d = {model.d}, {model.layers} layers")
         return load_pretrained(out)
 
@@ -152,8 +143,13 @@ def measure_mouse(
     """Every model of one mouse; a job of its own."""
     began = time.process_time()
     with tempfile.TemporaryDirectory() as folder, one_thread(), threadpool_limits(limits=1):
-        laboratory = Laboratory.of(mouse, name=name, folder=Path(folder), effort=effort, seed=seed, seeds=seeds)
-        trial = laboratory.data.sources(1.0).test.at_lead(0).moment.numpy()
+        session = write_session(mouse.recording(), Path(folder) / "session")
+        category = next(one for one in session.stimuli.category if one != "spontaneous")
+        data = RunData.read(session, category=category, most=effort.most)
+        trial = data.sources(1.0).test.at_lead(0).moment.numpy()
+        laboratory = Laboratory(
+            name=name, data=data, effort=effort, session=Path(folder) / "session", seed=seed, seeds=seeds, began=began
+        )
         scores = of_sizes(laboratory, sizes) if sizes else without_each(laboratory)
     return Measured(scores=scores, trial=trial, cpu_s=time.process_time() - began)
 

@@ -219,3 +219,14 @@ def test_a_tiny_run_tells_of_every_improvement(script: ModuleType) -> None:
     told = json.loads(json.dumps(script.document(found, made=made, preset="tiny", seed=0, seeds=2)))
     assert told["test_trials"] == [10, 10]
     assert len(told["taken_away"]["level"]["mse"]["by_mouse"]) == 2
+
+
+@pytest.mark.slow
+def test_sizes_are_compared_with_the_first_one_named(script: ModuleType) -> None:
+    mice = {"mouse": script.Simulated(seed=0, neurons=8, presentations=40)}
+    made = script.effects(script.measure(mice, seed=0, seeds=1, effort=TINY, sizes=("live", "small")), seed=0)
+    assert list(made) == ["size live", "size small"]
+    assert [one.unchanged for one in made["size live"].values()] == [True] * 4
+    assert [one.unchanged for one in made["size small"].values()] == [False] * 4
+    first = script.table(made).splitlines()[2].split("|")
+    assert [cell.strip() for cell in first[3:-1:2]] == [""] * 4

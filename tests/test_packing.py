@@ -16,6 +16,7 @@ from quantformer.errors import BundleError
 from quantformer.recording import Recording, StimulusTable
 from quantformer.signal import SignalRecipe, f0_level, onset_frames
 from quantformer.vocabulary import NOTHING, ONGOING
+from quantformer_training import packing
 from quantformer_training.calibrate import probability
 from quantformer_training.export import GraphInputs, run_graph
 from quantformer_training.fit import fingerprint, fit
@@ -139,6 +140,18 @@ def test_ranges_leave_invalid_windows_out() -> None:
     assert f0[0].tolist() == [rest.min(), rest.max()]
     step = np.abs(np.diff(np.delete(train.baseline[:, 0], 3, axis=0), axis=-1)).mean(-1)
     np.testing.assert_allclose(noise[0], [step.min(), step.max()], rtol=1e-5)
+
+
+def test_sizes_are_those_of_the_network_and_not_those_that_its_preset_has_today(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a model that was fitted before a preset changed; here a small one is said to be the paper's."""
+    monkeypatch.setattr(packing, "export_graph", lambda _: bundle.graph)  # that of this very fit
+    renamed = dataclasses.replace(fitted(), config=dataclasses.replace(fitted().config, preset="paper"))
+    made = write_fitted(renamed, tmp_path / "renamed")
+    assert made.manifest.preset == "paper"
+    assert (made.manifest.d, made.manifest.codes) == (64, 32) != (renamed.config.model.d, renamed.config.model.codes)
+    assert dict(made.forms) == dict(bundle.forms)
 
 
 def test_a_bundle_is_never_overwritten(bundle: Bundle) -> None:

@@ -6,7 +6,7 @@ of the float32 graph, nobody has seen before this start on this card with this d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from quantformer.bundle import Bundle
 from quantformer.config import LEVEL_QUANTITIES
 from quantformer.errors import ProviderError
+from quantformer_service.buffers import Results
 from quantformer_service.network import Network
 from quantformer_service.runtime import open_session
 
-OUTPUTS = ("logit", "response", "spread")
+OUTPUTS = tuple(field.name for field in fields(Results))
 #: Made-up neurons that are asked about, each of some neuron of the bundle.
 ROWS = 64
 #: Largest difference of an answer, be it logit, response or spread: where both graphs are float32 only the order of sums
@@ -47,14 +48,14 @@ def prove(network: Network, bundle: Bundle) -> list[Difference]:
         ProviderError: one is larger than is allowed, or an answer is not finite.
     """
     rng = np.random.default_rng(0)
-    known = bundle.neurons(bundle.manifest.neuron_ids, unknown="refuse").vectors
+    known = bundle.neurons(bundle.manifest.neuron_ids[:ROWS], unknown="refuse").vectors
     stimulus, rows = _stimuli(bundle), np.arange(ROWS)
-    row_stimulus = rows % len(stimulus)
+    neuron, row_stimulus = known[rows % len(known)], rows % len(stimulus)
     # Noise as large as the signals that training saw, so that nothing is asked that no neuron ever does.
     noise = rng.normal(0, bundle.manifest.signal_scale, (ROWS, bundle.recipe.baseline_frames))
     baseline = noise.astype(np.float32)
     level = rng.normal(0, 0.3, (ROWS, LEVEL_QUANTITIES)).astype(np.float32)
-    population = network.place(known[rows % len(known)])
+    population = network.place(neuron)
     # About nothing first: a GPU captures its kernels then, and must read what comes later when it replays them.
     network.ask(population, stimulus=stimulus, row_neuron=rows, row_stimulus=row_stimulus)
     population.baseline[:], population.level[:] = baseline, level
@@ -62,7 +63,7 @@ def prove(network: Network, bundle: Bundle) -> list[Difference]:
     asked: dict[str, NDArray[Any]] = {
         "baseline": baseline,
         "level": level,
-        "neuron": known[rows % len(known)],
+        "neuron": neuron,
         "stimulus": stimulus,
         "row_neuron": rows,
         "row_stimulus": row_stimulus,

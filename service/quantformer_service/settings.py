@@ -155,7 +155,7 @@ class Row:
         """In words, what a value must be."""
         if self.choices:
             return "one of " + ", ".join(self.choices)
-        noun = {str: "text", int: "a whole number", float: "a number"}[self.kind]  # type: ignore[index]
+        noun = {str: "text", int: "a whole number", float: "a number"}[self.kind]  # type: ignore[index]  # no field is of another type
         unit = f" of {self.unit}" if self.unit else ""
         if self.low is None:
             return noun + unit

@@ -55,7 +55,7 @@ def judged_forms(fitted: Fitted, vectors: Vectors, graph: bytes) -> dict[FormNam
     """Every form of the float32 ``graph``, judged on the CPU. A refit has learned from the validation rows too: there the
     scores flatter both graphs alike.
     """
-    d = fitted.config.model.d
+    d = fitted.pretrained.config.d
     _, calibration = _asked(fitted, vectors, part="train", most=CALIBRATION_ROWS)
     rows, inputs = _asked(fitted, vectors, part="validation", most=JUDGED_ROWS)
     expected = _answers(graph, inputs)

@@ -11,16 +11,17 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 KEPT = 1 << 30
 
 
-def keep_freed() -> bool:
-    """From now on this process keeps what it frees, up to `KEPT`; whether it does.
+def keep_freed() -> None:
+    """From now on this process keeps what it frees, in blocks up to `KEPT`.
 
     glibc gives freed blocks of 128 KiB to 32 MiB and more back to the system, which then has to clear every page of the
-    next one: a quarter of the time of training an LSTM of the preset `small`, a tenth of QuantFormer's. Another C library is
-    left as it is.
+    next one: a quarter of the time of training an LSTM of the preset `small`, a twentieth of QuantFormer's. Other C
+    libraries are left as they are.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
-        return False
+        return
     # An old glibc takes no threshold that large; setting the other alone would make all worse.
-    return bool(mallopt(_MMAP_THRESHOLD, KEPT)) and bool(mallopt(_TRIM_THRESHOLD, KEPT))
+    if mallopt(_MMAP_THRESHOLD, KEPT):
+        mallopt(_TRIM_THRESHOLD, KEPT)

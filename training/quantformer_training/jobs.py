@@ -226,7 +226,7 @@ def _serve(pipe: Connection) -> None:
     # Ctrl-C reaches every process of a terminal; the parent decides, and ends us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    keep_freed()
+    keep_freed()  # for what trains no network, too
     while True:
         try:
             content = pipe.recv_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, TypeVar
@@ -17,9 +18,10 @@ R = TypeVar("R")
 Detail = Literal["forecast", "probability"]
 
 
-class _Api(Generic[R]):
+class _Api(ABC, Generic[R]):
     """Every operation, once; ``R`` is what sending gives: JSON, or something to await."""
 
+    @abstractmethod
     def _send(
         self,
         method: str,
@@ -30,7 +32,7 @@ class _Api(Generic[R]):
         query: Mapping[str, Any] | None = None,
         accept: Sequence[int] = (),
     ) -> R:
-        raise NotImplementedError
+        """Send one request."""
 
     def health(self) -> R:
         """Whether the gateway lives."""
