@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -98,13 +99,13 @@ def engine(path: Path, preset: str, stimuli: int, threads: int, *, precision: Pr
     bundle, given = load_bundle(path).in_precision(precision), question(path, stimuli)
     network = Network(bundle, provider="cpu", threads=threads)
     population = network.place(given["neuron"])
-    asked = {name: given[name] for name in ("stimulus", "row_neuron", "row_stimulus")}
+    asked: dict[str, Any] = {name: given[name] for name in ("stimulus", "row_neuron", "row_stimulus")}
 
     def call() -> Answers:
         population.baseline[:] = given["baseline"]
         population.level[:] = given["level"]
         found = network.ask(population, **asked)
-        return [found.logit, found.response, found.spread]
+        return [one for one in (found.logit, found.response, found.spread) if one is not None]
 
     return call
 

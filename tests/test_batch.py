@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Callable
 from itertools import zip_longest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from quantformer.bundle import Bundle, load_bundle
 from quantformer_client import wire
-from quantformer_service.batch import MOST_QUESTIONS, MOST_ROWS, first_batch, take_turns
+from quantformer_service.batch import MOST_QUESTIONS, MOST_ROWS, cost_of, first_batch, take_turns
 from quantformer_service.buffers import MOST_POPULATIONS
 from quantformer_service.declaration import declare
 from quantformer_service.engine_settings import SessionLimits
@@ -91,7 +92,23 @@ def test_every_question_is_in_one_batch_in_its_order_within_the_bounds(asked: li
 
 def test_each_knows_what_is_computed_before_it() -> None:
     batch = first_batch(slots_of([(1, 100), (2, 7), (3, 50)]))
-    assert [slot.rows_before for slot in batch] == [0, 100, 107]
+    assert [slot.cost_before for slot in batch] == [0, 100, 107]
+
+
+@settings(deadline=None)
+@given(rows=st.integers(0, 70_000))
+def test_a_row_without_a_forecast_costs_a_third(rows: int) -> None:
+    assert cost_of(rows, forecast=True) == rows
+    assert cost_of(rows, forecast=False) == math.ceil(rows / 3)
+
+
+def test_what_asks_for_no_forecast_leaves_room_for_more() -> None:
+    slots = slots_of([(session, 300) for session in range(4)])
+    for slot in list(slots)[1:]:
+        slot.forecast = False
+    batch = first_batch(slots)
+    assert [slot.cost_before for slot in batch] == [0, 300, 400]
+    assert len(slots) == 1
 
 
 def test_as_many_populations_are_kept_as_a_batch_may_need() -> None:

@@ -137,7 +137,7 @@ def test_the_threads_lanes_and_order_of_questions_change_no_answer(bundle: Bundl
         assert inference.threads == threads
         slots = [filled(bundle, seed=seed, neurons=4 + 8 * (seed % 2)) for seed in range(5)]
         for slot in slots:
-            inference.prepare(slot.neuron, stimuli=2, rows=len(slot.row_neuron))
+            inference.prepare(slot.neuron, stimuli=2, rows=len(slot.row_neuron), forecast=slot.forecast)
         found = []
         for slot in (*slots, *slots[::-1]):
             done = computed(inference, woken, slot)
@@ -211,11 +211,11 @@ def test_questions_that_share_a_batch_get_bit_for_bit_the_answers_of_questions_a
     slots = [filled(bundle, seed=seed, neurons=neurons) for seed, neurons in enumerate([12, 3, 12, 7, 1, 4])]
     slots[3].observed[-5:] = False
     alone = [bits(computed(inference, woken, slot)) for slot in slots]
-    assert {slot.rows_before for slot in slots} == {0}
+    assert {slot.cost_before for slot in slots} == {0}
     for order in (slots, slots[::-1], slots[2:5]):
         inference.submit(*order)
         assert collected(inference, woken, len(order)) == order
-        assert order[-1].rows_before == sum(slot.rows for slot in order[:-1])
+        assert order[-1].cost_before == sum(slot.cost for slot in order[:-1])
         assert len({slot.submitted_ns for slot in order}) == 1
         assert all(slot.submitted_ns <= slot.done_ns for slot in order)
         assert [bits(slot) for slot in order] == [alone[slots.index(slot)] for slot in order]
@@ -233,7 +233,7 @@ def test_two_questions_of_one_session_each_read_their_own_window(bundle: Bundle,
     assert collected(inference, woken, len(slots)) == slots
     assert [bits(slot) for slot in slots] == alone
     # 0 | 1, 2 | 3, 4, 5: a batch ends before the second of a session.
-    assert [slot.rows_before for slot in slots] == [0, 0, 24, 0, 24, 48]
+    assert [slot.cost_before for slot in slots] == [0, 0, 24, 0, 24, 48]
     assert inference.stop(PATIENCE_S)
 
 
@@ -279,7 +279,7 @@ def test_what_comes_while_a_batch_is_computed_is_the_next_batch(bundle: Bundle) 
     inference.submit(slots[3], slots[4])
     go_on.set()
     assert collected(inference, woken, 4) == slots[1:]
-    assert [slot.rows_before for slot in slots] == [0, 8, 0, 8, 16]
+    assert [slot.cost_before for slot in slots] == [0, 8, 0, 8, 16]
     assert inference.stop(PATIENCE_S)
 
 
@@ -301,7 +301,7 @@ def test_a_preparation_that_fails_is_logged_and_the_thread_goes_on(
     inference = Inference(bundle, provider="cpu", threads=1, on_done=woken.set)
     inference.start()
     assert inference.ready.wait(PATIENCE_S)
-    inference.prepare(np.zeros((3, 2, 7), np.float32), stimuli=1, rows=3)
+    inference.prepare(np.zeros((3, 2, 7), np.float32), stimuli=1, rows=3, forecast=True)
     end = time.monotonic() + PATIENCE_S
     while "could not be made ready" not in caplog.text:
         assert time.monotonic() < end

@@ -75,6 +75,23 @@ def test_threads_are_measured_where_no_number_is_given(bundle: Bundle) -> None:
     network.close()
 
 
+@pytest.mark.parametrize("device", [Device(), Device(lanes=2), Device(padded=True)])
+def test_without_a_forecast_the_logits_are_the_same_bits(bundle: Bundle, device: Device) -> None:
+    network, asked = Network(bundle, provider="cpu", device=device), question(bundle)
+    whole = answered(network, asked)
+    rows = {name: asked[name] for name in ("stimulus", "row_neuron", "row_stimulus")}
+    network.prepare(asked["neuron"], stimuli=2, rows=24, forecast=False)
+    population = network.place(asked["neuron"])
+    population.baseline[:], population.level[:] = asked["baseline"], asked["level"]
+    alone = network.ask(population, **rows, forecast=False)
+    np.testing.assert_array_equal(alone.logit, whole.logit)
+    assert whole.response is not None
+    assert (alone.response, alone.spread) == (None, None)
+    # One after the other, neither answers from what the other left.
+    np.testing.assert_array_equal(network.ask(population, **rows).response, whole.response)
+    network.close()
+
+
 # --- several at a time ------------------------------------------------------------------------------------------------
 
 DEVICES = [Device(), Device(lanes=2), Device(lanes=3), Device(padded=True)]

@@ -215,6 +215,8 @@ def test_stateless_prediction_agrees_with_the_session(rest: Rest, session: int) 
     rest.frames(session, frames(96))
     by_session = rest.onset(session, wire.Onset(stimuli=[STIMULUS]), wait_s=10.0)
     alone = rest.predict(neurons=ROIS, stimuli=[STIMULUS], fluorescence=traces(96).T.tolist())
+    short = rest.predict(neurons=ROIS, stimuli=[STIMULUS], fluorescence=traces(96).T.tolist(), detail="probability")
+    assert (short["probability"], short["forecast"]) == (alone["probability"], None)
     np.testing.assert_allclose(alone["probability"], by_session["probability"], atol=1e-5)
     np.testing.assert_allclose(alone["forecast"]["response"], by_session["forecast"]["response"], atol=1e-5)
     assert alone["valid"] == [True] * 12

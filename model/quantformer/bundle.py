@@ -123,6 +123,8 @@ class Bundle:
         for name, form in forms.items():
             self._graphs[name] = form
         self._row_of = {name: row for row, name in enumerate(manifest.neuron_ids)}
+        interval = manifest.interval
+        self._ends = tuple(np.asarray(end, np.float32) for end in (interval.low, interval.high))
 
     @property
     def onnx_path(self) -> Path:
@@ -218,12 +220,11 @@ class Bundle:
         self, response: NDArray[np.float32], spread: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Bounds ``(B, 64)`` of dF/F that hold ``manifest.interval.level`` of validation responses, frame by frame."""
-        interval = self.manifest.interval
-        scale = (spread + np.float32(interval.floor))[:, None]
-        return (
-            response + scale * np.asarray(interval.low, np.float32),
-            response + scale * np.asarray(interval.high, np.float32),
-        )
+        scale = (spread + np.float32(self.manifest.interval.floor))[:, None]
+        low, high = (scale * end for end in self._ends)
+        low += response
+        high += response
+        return low, high
 
     def extended(self, *, ids: Sequence[str], vectors: Vectors, path: Path) -> Bundle:
         """Write a bundle with further neurons to ``path``; its ONNX file is byte-identical, and so are all old vectors.

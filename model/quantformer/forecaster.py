@@ -245,14 +245,20 @@ class ServingGraph(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """``logit [B]``, ``response [B, 64]`` in dF/F and ``spread [B]`` in dF/F."""
         model = self.forecaster
-        d = model.config.d
-        rows = (baseline[row_neuron] / model.signal_scale).clamp(-CLIP, CLIP)
-        of_level = level[row_neuron]
-        of_neuron, of_stimulus = neuron[row_neuron], stimulus[row_stimulus]
-        coefficients = of_neuron[:, ACTIVATION, d:].reshape(row_neuron.shape[0], TUNING_QUANTITIES, -1)
-        tuning = (coefficients * of_stimulus[:, None, ACTIVATION, d:]).sum(-1)
-        logit = model.activation(rows, of_neuron[:, ACTIVATION, :d], of_stimulus[:, ACTIVATION, :d], tuning, of_level)
-        answer = model.response(rows, of_neuron[:, FORECAST, :d], of_stimulus[:, FORECAST, :d], tuning, of_level)
+        d, width = model.config.d, neuron.shape[2]
+        # Each task's vectors and tuning one after the other, [B, 2 * width]: a runtime cuts two axes in two steps. Chosen by
+        # index_select: what indexing becomes moves its own shapes to a GPU.
+        of_neuron = neuron.flatten(1).index_select(0, row_neuron)
+        of_stimulus = stimulus.flatten(1).index_select(0, row_stimulus)
+        forecast = stimulus.shape[2]
+        rows = (baseline.index_select(0, row_neuron) / model.signal_scale).clamp(-CLIP, CLIP)
+        of_level = level.index_select(0, row_neuron)
+        coefficients = of_neuron[:, d:width].reshape(row_neuron.shape[0], TUNING_QUANTITIES, -1)
+        tuning = (coefficients * of_stimulus[:, None, d:forecast]).sum(-1)
+        logit = model.activation(rows, of_neuron[:, :d], of_stimulus[:, :d], tuning, of_level)
+        answer = model.response(
+            rows, of_neuron[:, width : width + d], of_stimulus[:, forecast : forecast + d], tuning, of_level
+        )
         return logit, model.decode(answer), model.spread(answer)
 
 

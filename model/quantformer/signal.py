@@ -126,7 +126,9 @@ def write_baseline(
         valid = (f0 > np.maximum(f0_minimum, 0.0)) & (f0 < np.finfo(np.float32).max)
     with np.errstate(all="ignore"):
         delta_f(window, np.where(valid, f0, 1.0), out=out)
-    valid &= np.isfinite(out).all(axis=1)
+    finite = np.isfinite(out)
+    if not finite.all():
+        valid &= finite.all(axis=1)
     if not valid.all():
         out[~valid] = 0.0
     return f0, valid

@@ -14,10 +14,17 @@ if TYPE_CHECKING:
 #: Most questions of a batch, and most rows (ROIs x stimuli) of one that holds more than one question: two fields of view of
 #: 241 neurons, or eight ensembles of 64. More would fill no lane that is idle, and keep what comes meanwhile waiting.
 MOST_QUESTIONS, MOST_ROWS = 8, 512
+#: Where no forecast is asked for, a row costs at most this share of one with: at the paper's size a quarter.
+PROBABILITY_SHARE = 3
+
+
+def cost_of(rows: int, *, forecast: bool) -> int:
+    """What so many rows of the graph take inference, counted in rows with a forecast, rounded up."""
+    return rows if forecast else -(-rows // PROBABILITY_SHARE)
 
 
 class Room:
-    """What a batch holds so far: ``questions``, and their ``rows``."""
+    """What a batch holds so far: ``questions``, and their ``rows``, as `cost_of` counts them."""
 
     def __init__(self) -> None:
         self.questions = self.rows = 0
@@ -40,10 +47,10 @@ def first_batch(waiting: deque[Slot]) -> list[Slot]:
     """
     batch: list[Slot] = []
     room = Room()
-    while waiting and room.has(waiting[0].rows) and all(one.neuron is not waiting[0].neuron for one in batch):
+    while waiting and room.has(waiting[0].cost) and all(one.neuron is not waiting[0].neuron for one in batch):
         slot = waiting.popleft()
-        slot.rows_before = room.rows
-        room.take(slot.rows)
+        slot.cost_before = room.rows
+        room.take(slot.cost)
         batch.append(slot)
     return batch
 
@@ -65,7 +72,7 @@ def take_turns(
     for session in sessions.values():
         question = session.docket.next_standing(now_ns=now_ns, fits=joins)
         if question is not None:
-            room.take(question.rows)
+            room.take(question.cost)
             taken.append((session, question))
     if taken:
         leader = taken[0][0].number

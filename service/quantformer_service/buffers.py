@@ -9,7 +9,7 @@ sizes are exact, and a bucket's rows are cut into parts that fit the cache and t
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, pairwise
 from typing import Any
@@ -29,6 +29,10 @@ WIDTH_A_RUN = 4096
 LEAST_ROWS_A_LANE = 4
 
 Run = Callable[[], None]
+#: The runtime's session of the whole graph (True), and of what the probability alone needs (False).
+Sessions = Mapping[bool, Any]
+#: What that part of the graph says.
+PROBABILITY = "logit"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,18 +119,30 @@ class Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What the graph says of ``B`` rows: ``logit`` ``[B]``, ``response`` ``[B, 64]``, ``spread`` ``[B]``, all its own memory."""
+    """What the graph says of ``B`` rows: ``logit`` ``[B]``, ``response`` ``[B, 64]``, ``spread`` ``[B]``, all its own memory;
+    the last two None where no forecast was asked for.
+    """
 
     logit: NDArray[np.float32]
-    response: NDArray[np.float32]
-    spread: NDArray[np.float32]
+    response: NDArray[np.float32] | None
+    spread: NDArray[np.float32] | None
 
 
 class Bucket:
-    """Stimuli, rows and results of one size of question, bound to the graph beside the population's tensors."""
+    """Stimuli, rows and results of one size of question, with a ``forecast`` or the probability alone, bound to the graph
+    beside the population's tensors.
+    """
 
     def __init__(
-        self, session: Any, population: Population, *, stimuli: int, rows: int, shape: Shape, graph_id: int
+        self,
+        session: Any,
+        population: Population,
+        *,
+        stimuli: int,
+        rows: int,
+        forecast: bool,
+        shape: Shape,
+        graph_id: int,
     ) -> None:
         from onnxruntime import RunOptions
 
@@ -134,8 +150,10 @@ class Bucket:
         self._population, self._session = population, session
         self._stimulus = Tensor((stimuli, 2, shape.stimulus_width), np.float32, device=device)
         self._row_neuron, self._row_stimulus = (Tensor((rows,), np.int64, device=device) for _ in range(2))
-        self._logit, self._spread = (Tensor((rows,), np.float32, device=device) for _ in range(2))
-        self._response = Tensor((rows, shape.response_frames), np.float32, device=device)
+        sizes: dict[str, tuple[int, ...]] = {PROBABILITY: (rows,)}
+        if forecast:
+            sizes |= {"response": (rows, shape.response_frames), "spread": (rows,)}
+        self._outputs = {name: Tensor(size, np.float32, device=device) for name, size in sizes.items()}
         self._asked: NDArray[np.float32] | None = None
         self._rows = 0
         self._options = RunOptions()
@@ -152,7 +170,7 @@ class Bucket:
         binding.bind_ortvalue_input("stimulus", self._stimulus.value)
         binding.bind_ortvalue_input("row_neuron", self._row_neuron.part(rows))
         binding.bind_ortvalue_input("row_stimulus", self._row_stimulus.part(rows))
-        for name, tensor in (("logit", self._logit), ("response", self._response), ("spread", self._spread)):
+        for name, tensor in self._outputs.items():
             binding.bind_ortvalue_output(name, tensor.part(rows))
         return lambda: self._session.run_with_iobinding(binding, self._options)
 
@@ -184,18 +202,15 @@ class Bucket:
 
     def results(self) -> Results:
         """The answers to the question last asked, after every one of `runs` was called."""
-        return Results(
-            logit=self._logit.download(self._rows),
-            response=self._response.download(self._rows),
-            spread=self._spread.download(self._rows),
-        )
+        found = {name: tensor.download(self._rows) for name, tensor in self._outputs.items()}
+        return Results(logit=found[PROBABILITY], response=found.get("response"), spread=found.get("spread"))
 
 
 class Population:
     """The neurons of one session: ``inputs`` ``baseline``, ``level`` and ``neuron``, for at most ``room`` neurons."""
 
-    def __init__(self, session: Any, *, room: int, shape: Shape, device: Device, graph_ids: count[int]) -> None:
-        self._session, self._shape, self._graph_ids = session, shape, graph_ids
+    def __init__(self, sessions: Sessions, *, room: int, shape: Shape, device: Device, graph_ids: count[int]) -> None:
+        self._sessions, self._shape, self._graph_ids = sessions, shape, graph_ids
         self.device, self.room, self.neurons = device, room, 0
         #: A question about it is under way: its tensors may not serve other neurons before that is answered.
         self.busy = False
@@ -205,7 +220,7 @@ class Population:
             "neuron": Tensor((room, 2, shape.neuron_width), np.float32, device=device),
         }
         self.vectors: NDArray[np.float32] | None = None
-        self._buckets: OrderedDict[tuple[int, int], Bucket] = OrderedDict()
+        self._buckets: OrderedDict[tuple[int, int, bool], Bucket] = OrderedDict()
 
     def settle(self, vectors: NDArray[np.float32]) -> None:
         """Take these neurons' vectors ``(n, 2, width)``; they are moved to the device once."""
@@ -230,16 +245,19 @@ class Population:
         self.inputs["baseline"].upload()
         self.inputs["level"].upload()
 
-    def bucket(self, *, stimuli: int, rows: int) -> Bucket:
-        """Tensors for a question about so many stimuli and rows."""
-        key = (capacity(stimuli), capacity(rows)) if self.device.padded else (stimuli, rows)
+    def bucket(self, *, stimuli: int, rows: int, forecast: bool = True) -> Bucket:
+        """Tensors for a question about so many stimuli and rows, and whether a forecast is asked for."""
+        if self.device.padded:
+            stimuli, rows = capacity(stimuli), capacity(rows)
+        key = (stimuli, rows, forecast)
         found = self._buckets.get(key)
         if found is None:
             if len(self._buckets) >= MOST_BUCKETS:
                 self._buckets.popitem(last=False)
             found = self._buckets[key] = Bucket(
-                self._session, self, stimuli=key[0], rows=key[1], shape=self._shape, graph_id=next(self._graph_ids)
-            )
+                self._sessions[forecast], self, stimuli=stimuli, rows=rows, forecast=forecast, shape=self._shape,
+                graph_id=next(self._graph_ids),
+            )  # fmt: skip
         self._buckets.move_to_end(key)
         return found
 
@@ -247,8 +265,8 @@ class Population:
 class Populations:
     """Tensors of the sessions that were asked about most recently; those of one that has gone serve the next one."""
 
-    def __init__(self, session: Any, *, shape: Shape, device: Device) -> None:
-        self._session, self._shape, self._device = session, shape, device
+    def __init__(self, sessions: Sessions, *, shape: Shape, device: Device) -> None:
+        self._sessions, self._shape, self._device = sessions, shape, device
         # 0 is what the runtime takes where no id is given.
         self._graph_ids = count(1)
         self._kept: list[Population] = []
@@ -272,6 +290,6 @@ class Populations:
             if oldest is not None:
                 return oldest
             self._kept.remove(idle[0])
-        made = Population(self._session, room=room, shape=self._shape, device=self._device, graph_ids=self._graph_ids)
+        made = Population(self._sessions, room=room, shape=self._shape, device=self._device, graph_ids=self._graph_ids)
         self._kept.append(made)
         return made

@@ -174,7 +174,8 @@ class Dispatcher:
         session.used_ns = now_ns
         self.sessions[number] = session
         # What it will most likely ask: about one stimulus, all its neurons.
-        self._prepare(declared.neurons.vectors, stimuli=1, rows=len(message.body.rois))
+        for forecast in (True, False):
+            self._prepare(declared.neurons.vectors, stimuli=1, rows=len(message.body.rois), forecast=forecast)
         self.counters["sessions_opened"] += 1
         opened = wire.Opened(
             known=declared.neurons.known.tolist(),
@@ -234,7 +235,12 @@ class Dispatcher:
         session.docket.stand(message.body, number=number)
         asked, neurons = message.body, session.declared.neurons
         rois = len(neurons.known) if asked.rois is None else len(asked.rois)
-        self._prepare(neurons.vectors, stimuli=len(asked.stimuli), rows=rois * len(asked.stimuli))
+        self._prepare(
+            neurons.vectors,
+            stimuli=len(asked.stimuli),
+            rows=rois * len(asked.stimuli),
+            forecast=asked.detail == "forecast",
+        )
         self.questions = number
         return Reply(body=wire.Accepted(question=number), session=session.number)
 

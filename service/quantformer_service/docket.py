@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from quantformer.bundle import Bundle
 from quantformer_client import wire
 from quantformer_client.wire import ErrorCode
+from quantformer_service.batch import cost_of
 from quantformer_service.capture import check_reach, frames_before
 from quantformer_service.declaration import Declared
 from quantformer_service.engine_settings import SessionLimits
@@ -40,6 +41,11 @@ class Standing:
     baseline: bool
     waits: bool = False
     turn: int = 0
+
+    @property
+    def cost(self) -> int:
+        """What it takes inference, as `cost_of` counts."""
+        return cost_of(self.subjects.rows, forecast=self.forecast)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +224,7 @@ class Docket:
             else:
                 assert question.onset_s is not None
                 arrived = self._window.ready_at(question.onset_s)
-            begins = arrived or now_ns >= question.expires_ns - expected_ns(question.rows)
+            begins = arrived or now_ns >= question.expires_ns - expected_ns(question.cost)
             (ready if begins else waiting).append(question)
         self.pending = waiting
         for question in ready:
@@ -229,14 +235,14 @@ class Docket:
         """The earliest moment at which a pending question must be begun, frames or not; None if none is pending."""
         if not self.pending:
             return None
-        return min(question.expires_ns - expected_ns(question.rows) for question in self.pending)
+        return min(question.expires_ns - expected_ns(question.cost) for question in self.pending)
 
     def next_standing(self, *, now_ns: int, fits: Callable[[int], bool] = lambda _rows: True) -> Question | None:
         """The standing question that has waited longest, as a question for the frame after the newest; None if none waits.
 
         One of so many rows that it does not fit (``fits``) before something else goes on waiting.
         """
-        waiting = [one for one in self._standing.values() if one.waits and fits(one.subjects.rows)]
+        waiting = [one for one in self._standing.values() if one.waits and fits(one.cost)]
         if not waiting:
             return None
         return self._stood(min(waiting, key=lambda one: one.turn), now_ns=now_ns)

@@ -396,7 +396,7 @@ class Engine:
         self._counters["answers"] += 1
         self._counters["answers_late"] += late
         self._latency_ms.append((published_ns - answer.window_ready_ns) / 1e6)
-        self._pace.answered(answer, rows=question.rows, rows_before=slot.rows_before)
+        self._pace.answered(answer, rows=question.cost, rows_before=slot.cost_before)
         self._meter.answered(answer)
 
     def _fail(self, session: Session, question: Question, refusal: Refusal, *, at_capture: bool = False) -> None:

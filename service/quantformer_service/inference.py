@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from quantformer.bundle import Bundle
 from quantformer.signal import SignalRecipe, f0_level, window_on_grid, write_baseline
-from quantformer_service.batch import first_batch
+from quantformer_service.batch import cost_of, first_batch
 from quantformer_service.buffers import Bucket, Population, Results
 from quantformer_service.network import Network
 from quantformer_service.proof import prove
@@ -41,8 +41,8 @@ class Slot:
 
     ``values`` float32 ``(frames, neurons)``, ``stamps`` s and ``observed`` are the captured frames; ``anchor_s`` is the
     onset frame's stamp, the origin of the grid where the rate is ``interpolated``. Row ``b`` of the graph asks about
-    ``row_neuron[b]`` and ``row_stimulus[b]``. ``baseline`` is handed back only if ``keep_baseline``. ``rows_before`` are the
-    rows of its batch that were computed before its own.
+    ``row_neuron[b]`` and ``row_stimulus[b]``. ``baseline`` is handed back only if ``keep_baseline``. ``cost_before`` is the
+    `cost` of what was computed before it in its batch.
     """
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Slot:
         self.forecast = True
         self.keep_baseline = True
         self.submitted_ns = self.done_ns = 0
-        self.rows_before = 0
+        self.cost_before = 0
         self.failure: str | None = None
         self.baseline = np.empty((0, 0), np.float32)
         self.level = np.empty((0, 2), np.float32)
@@ -78,9 +78,9 @@ class Slot:
         self.high: NDArray[np.float32] | None = None
 
     @property
-    def rows(self) -> int:
-        """Rows of the graph that it asks for."""
-        return len(self.row_neuron)
+    def cost(self) -> int:
+        """What it takes inference, as `cost_of` counts."""
+        return cost_of(len(self.row_neuron), forecast=self.forecast)
 
     def room(self, frames: int, neurons: int) -> NDArray[np.float32]:
         """Memory ``(frames, neurons)`` for ``values``, which becomes it; grown only when a larger session comes."""
@@ -124,6 +124,7 @@ class _Preparation:
     vectors: NDArray[np.float32]
     stimuli: int
     rows: int
+    forecast: bool
 
 
 class Inference:
@@ -162,9 +163,9 @@ class Inference:
         """The next finished slot, or None."""
         return None if self._done.empty() else self._done.get()
 
-    def prepare(self, vectors: NDArray[np.float32], *, stimuli: int, rows: int) -> None:
+    def prepare(self, vectors: NDArray[np.float32], *, stimuli: int, rows: int, forecast: bool) -> None:
         """Questions of this size are to come, about neurons of these very ``vectors``: make ready when nothing else waits."""
-        self._todo.put(_Preparation(vectors=vectors, stimuli=stimuli, rows=rows))
+        self._todo.put(_Preparation(vectors=vectors, stimuli=stimuli, rows=rows, forecast=forecast))
 
     def stop(self, timeout_s: float) -> bool:
         """End the thread after what was submitted; False if it still runs after ``timeout_s``."""
@@ -222,7 +223,7 @@ class Inference:
         try:
             if self._preparations:
                 ready = self._preparations.popleft()
-                network.prepare(ready.vectors, stimuli=ready.stimuli, rows=ready.rows)
+                network.prepare(ready.vectors, stimuli=ready.stimuli, rows=ready.rows, forecast=ready.forecast)
             else:
                 network.pulse()
         except Exception:
@@ -274,6 +275,7 @@ class Inference:
             row_neuron=slot.row_neuron,
             row_stimulus=slot.row_stimulus,
             then=then,
+            forecast=slot.forecast,
         )
 
     def _placed(self, network: Network, slot: Slot) -> Population:
@@ -288,9 +290,8 @@ class Inference:
 
     def _read(self, slot: Slot, found: Results) -> None:
         slot.probability = self._bundle.probability(found.logit)
-        slot.response = slot.low = slot.high = None
-        if slot.forecast:
-            slot.response = found.response
+        slot.response, slot.low, slot.high = found.response, None, None
+        if found.response is not None and found.spread is not None:
             slot.low, slot.high = self._bundle.interval(found.response, found.spread)
 
     def _end(self, slot: Slot, error: Exception | None) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantformer.bundle import Bundle
-from quantformer_service.buffers import Bucket, Device, Population, Populations, Results, Shape
+from quantformer_service.buffers import PROBABILITY, Bucket, Device, Population, Populations, Results, Shape
 from quantformer_service.lanes import Lanes
 from quantformer_service.runtime import RUNTIME_NAMES, Provider, open_session
 
@@ -31,9 +31,12 @@ class Network:
     """
 
     def __init__(self, bundle: Bundle, *, provider: Provider, threads: int = 0, device: Device | None = None) -> None:
-        self._session = open_session(bundle, provider=provider, captured=True)
+        self._sessions = {
+            forecast: open_session(bundle, provider=provider, captured=True, outputs=outputs)
+            for forecast, outputs in ((True, None), (False, [PROBABILITY]))
+        }
         self._shape = Shape.of(bundle)
-        self.provider = "cuda" if self._session.get_providers()[0] == RUNTIME_NAMES["cuda"] else "cpu"
+        self.provider = "cuda" if self._sessions[True].get_providers()[0] == RUNTIME_NAMES["cuda"] else "cpu"
         self._still = np.zeros((1, 2, self._shape.neuron_width), np.float32)
         if device is None:
             device = Device(name="cuda", padded=True) if self.provider == "cuda" else Device(lanes=threads)
@@ -46,7 +49,7 @@ class Network:
 
     def _use(self, device: Device) -> None:
         self._device, self._lanes = device, Lanes(device.lanes)
-        self._populations = Populations(self._session, shape=self._shape, device=device)
+        self._populations = Populations(self._sessions, shape=self._shape, device=device)
         self._begun: list[Population] = []
 
     @property
@@ -66,8 +69,10 @@ class Network:
         row_neuron: NDArray[np.int64],
         row_stimulus: NDArray[np.int64],
         then: Callable[[Bucket, Exception | None], None],
+        forecast: bool = True,
     ) -> None:
-        """Hand the rows to the lanes; inputs as `docs/architecture.md` lists them.
+        """Hand the rows to the lanes; inputs as `docs/architecture.md` lists them. Without ``forecast`` only the logits are
+        computed, to the same bits on the CPU.
 
         Of one population one question may be under way, of at most `MOST_POPULATIONS` at a time. ``then`` is called in a
         lane as soon as the rows are computed, with the bucket that has the results or with what a run raised; it must not
@@ -77,7 +82,7 @@ class Network:
             ValueError: a row asks about a neuron or stimulus that is not there; ``then`` is not called.
         """
         population.upload()
-        bucket = population.bucket(stimuli=len(stimulus), rows=len(row_neuron))
+        bucket = population.bucket(stimuli=len(stimulus), rows=len(row_neuron), forecast=forecast)
         bucket.ask(stimulus=stimulus, row_neuron=row_neuron, row_stimulus=row_stimulus)
         population.busy = True
         self._begun.append(population)
@@ -99,6 +104,7 @@ class Network:
         stimulus: NDArray[np.float32],
         row_neuron: NDArray[np.int64],
         row_stimulus: NDArray[np.int64],
+        forecast: bool = True,
     ) -> Results:
         """One question, begun and ended.
 
@@ -112,34 +118,42 @@ class Network:
             buckets.append(bucket)
             raised.append(error)
 
-        self.begin(population, stimulus=stimulus, row_neuron=row_neuron, row_stimulus=row_stimulus, then=then)
+        self.begin(
+            population,
+            stimulus=stimulus,
+            row_neuron=row_neuron,
+            row_stimulus=row_stimulus,
+            then=then,
+            forecast=forecast,
+        )
         self.end()
         if raised[0] is not None:
             raise raised[0]
         return buckets[0].results()
 
-    def prepare(self, vectors: NDArray[np.float32], *, stimuli: int, rows: int) -> None:
+    def prepare(self, vectors: NDArray[np.float32], *, stimuli: int, rows: int, forecast: bool = True) -> None:
         """Make tensors for questions of this size and, on a GPU, capture their graph, so that no frame has to."""
         population = self.place(vectors)
         if self._device.padded:
-            self._ask_anything(population, stimuli=stimuli, rows=rows)
+            self._ask_anything(population, stimuli=stimuli, rows=rows, forecast=forecast)
         else:
-            population.bucket(stimuli=stimuli, rows=rows)
+            population.bucket(stimuli=stimuli, rows=rows, forecast=forecast)
 
     def pulse(self) -> None:
         """The least question there is, answered to nobody: a GPU that has nothing to do lowers its clocks."""
-        self._lanes.run(self.place(self._still).bucket(stimuli=1, rows=1).runs)
+        self._lanes.run(self.place(self._still).bucket(stimuli=1, rows=1, forecast=False).runs)
 
     def close(self) -> None:
         """End the lanes."""
         self._lanes.close()
 
-    def _ask_anything(self, population: Population, *, stimuli: int, rows: int) -> None:
+    def _ask_anything(self, population: Population, *, stimuli: int, rows: int, forecast: bool = True) -> None:
         self.ask(
             population,
             stimulus=np.zeros((stimuli, 2, self._shape.stimulus_width), np.float32),
             row_neuron=np.arange(rows) % population.neurons,
             row_stimulus=np.arange(rows) % stimuli,
+            forecast=forecast,
         )
 
     def _timed(self, lanes: int, *, rows: int) -> float:

@@ -17,9 +17,10 @@ REMEMBERED = 32
 class Pace:
     """The slowest recent answer of a size, and a margin.
 
-    Sizes are powers of two of the rows that inference computes, each remembered apart: in one memory, many answers about a
-    few neurons would make one about all of them look as quick, and one slow answer would make all of them late. Of a size
-    that was not asked yet, what the nearest smaller one took is scaled up, since cost grows with the rows at most.
+    Sizes are powers of two of the rows that inference computes, as `quantformer_service.batch.cost_of` counts them, each
+    remembered apart: in one memory, many answers about a few neurons would make one about all of them look as quick, and one
+    slow answer would make all of them late. Of a size that was not asked yet, what the nearest smaller one took is scaled up,
+    since cost grows with the rows at most.
     """
 
     def __init__(self) -> None:

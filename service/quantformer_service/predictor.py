@@ -19,6 +19,7 @@ from quantformer.bundle import Bundle, load_bundle
 from quantformer.errors import DataError
 from quantformer.signal import f0_level, write_baseline
 from quantformer_client import wire
+from quantformer_service.buffers import PROBABILITY, Sessions
 from quantformer_service.forms import Detail, Forecast
 from quantformer_service.questions import alternatives
 from quantformer_service.refusal import Refusal
@@ -72,7 +73,10 @@ class Predictor:
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        self._session = open_session(bundle, provider="cpu")
+        self._sessions: Sessions = {
+            forecast: open_session(bundle, provider="cpu", outputs=outputs)
+            for forecast, outputs in ((True, None), (False, [PROBABILITY]))
+        }
 
     def predict(self, asked: Predict) -> Predicted:
         """Predict.
@@ -97,8 +101,9 @@ class Predictor:
         dff = np.empty((n, frames), np.float32)
         f0, valid = write_baseline(window, recipe=recipe, out=dff, f0_minimum=rows.f0_minimum)
         s = len(shown.labels)
-        logit, response, spread = self._session.run(
-            ["logit", "response", "spread"],
+        wanted = asked.detail == "forecast"
+        logit, *rest = self._sessions[wanted].run(
+            [PROBABILITY, "response", "spread"] if wanted else [PROBABILITY],
             {
                 "baseline": dff,
                 "level": f0_level(f0, rows.usual_f0),
@@ -109,7 +114,8 @@ class Predictor:
             },
         )
         forecast = None
-        if asked.detail == "forecast":
+        if wanted:
+            response, spread = rest
             low, high = self._bundle.interval(response, spread)
             shape = (s, n, recipe.response_frames)
             parts = {"response": response, "low": low, "high": high}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from quantformer.bundle import Bundle
 from quantformer.config import LEVEL_QUANTITIES
 from quantformer.errors import ProviderError
-from quantformer_service.buffers import Results
+from quantformer_service.buffers import PROBABILITY, Results
 from quantformer_service.network import Network
 from quantformer_service.runtime import open_session
 
@@ -56,10 +56,14 @@ def prove(network: Network, bundle: Bundle) -> list[Difference]:
     baseline = noise.astype(np.float32)
     level = rng.normal(0, 0.3, (ROWS, LEVEL_QUANTITIES)).astype(np.float32)
     population = network.place(neuron)
+
+    def ask(forecast: bool) -> Results:
+        return network.ask(population, stimulus=stimulus, row_neuron=rows, row_stimulus=row_stimulus, forecast=forecast)
+
     # About nothing first: a GPU captures its kernels then, and must read what comes later when it replays them.
-    network.ask(population, stimulus=stimulus, row_neuron=rows, row_stimulus=row_stimulus)
+    ask(True), ask(False)
     population.baseline[:], population.level[:] = baseline, level
-    found = network.ask(population, stimulus=stimulus, row_neuron=rows, row_stimulus=row_stimulus)
+    whole, alone = ask(True), ask(False)
     asked: dict[str, NDArray[Any]] = {
         "baseline": baseline,
         "level": level,
@@ -70,13 +74,10 @@ def prove(network: Network, bundle: Bundle) -> list[Difference]:
     }
     reference = open_session(bundle.in_precision("float32"), provider="cpu")
     expected = dict(zip(OUTPUTS, reference.run(list(OUTPUTS), asked), strict=True))
+    found = [(name, name, getattr(whole, name)) for name in OUTPUTS]
     differences = [
-        Difference(
-            name=name,
-            found=float(np.abs(getattr(found, name) - expected[name]).max()),
-            allowed=_allowed(bundle, name),
-        )
-        for name in OUTPUTS
+        Difference(name=title, found=float(np.abs(answer - expected[name]).max()), allowed=_allowed(bundle, name))
+        for title, name, answer in (*found, (f"{PROBABILITY} alone", PROBABILITY, alone.logit))
     ]
     # So written that NaN is refused too.
     if wrong := [one for one in differences if not one.found <= one.allowed]:

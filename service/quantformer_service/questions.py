@@ -15,6 +15,7 @@ from quantformer.errors import DataError
 from quantformer.vocabulary import NOTHING
 from quantformer_client import wire
 from quantformer_client.wire import ErrorCode
+from quantformer_service.batch import cost_of
 from quantformer_service.refusal import Refusal
 from quantformer_service.stream import Peer
 
@@ -121,9 +122,9 @@ class Question(msgspec.Struct, kw_only=True, eq=False):
         return self.subjects.rois
 
     @property
-    def rows(self) -> int:
-        """Rows of the graph that it takes: ROIs x stimuli."""
-        return self.subjects.rows
+    def cost(self) -> int:
+        """What it takes inference, as `cost_of` counts: ROIs x stimuli, fewer without a forecast."""
+        return cost_of(self.subjects.rows, forecast=self.forecast)
 
 
 def alternatives(bundle: Bundle, stimuli: list[wire.Stimulus]) -> Alternatives:

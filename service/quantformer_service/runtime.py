@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 from quantformer.bundle import Bundle
 from quantformer.errors import ProviderError
 from quantformer.manifest import FORM_OF, Precision
+from quantformer_service.part import part_of
 
 Provider = Literal["auto", "cpu", "cuda"]
 #: What is asked for: float32, the device's own form where the bundle has it (``auto``), or a form.
@@ -20,8 +22,15 @@ _CUDA_OPTIONS = {"use_tf32": "0", "enable_skip_layer_norm_strict_mode": "1"}
 _CAPTURE = {"enable_cuda_graph": "1"}
 
 
-def open_session(bundle: Bundle, *, provider: Provider, threads: int = 1, captured: bool = False) -> Any:
-    """An onnxruntime session of the bundle's verified graph on the asked provider.
+def open_session(
+    bundle: Bundle,
+    *,
+    provider: Provider,
+    threads: int = 1,
+    captured: bool = False,
+    outputs: Collection[str] | None = None,
+) -> Any:
+    """An onnxruntime session of the bundle's verified graph on the asked provider, or of what ``outputs`` need of it.
 
     ``auto`` is CUDA where the runtime lists it, else the CPU. A runtime that lists CUDA and does not run it is refused under
     ``auto`` too: a rig that silently became fifty times slower is found out too late. ``threads`` are the CPU threads of one
@@ -42,10 +51,11 @@ def open_session(bundle: Bundle, *, provider: Provider, threads: int = 1, captur
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     wanted = RUNTIME_NAMES[name]
+    graph = bundle.graph if outputs is None else part_of(bundle.graph, outputs)
     cuda = _CUDA_OPTIONS | _CAPTURE if captured else _CUDA_OPTIONS
     providers: list[Any] = [wanted] if name == "cpu" else [(wanted, cuda), RUNTIME_NAMES["cpu"]]
     try:
-        session = onnxruntime.InferenceSession(bundle.graph, sess_options=options, providers=providers)
+        session = onnxruntime.InferenceSession(graph, sess_options=options, providers=providers)
     except Exception as error:
         # The runtime's own exceptions share no base class.
         raise ProviderError(f"the graph cannot be made ready on provider {name}: {error}; {_CURE[name]}") from error

@@ -23,8 +23,8 @@ _WARM_UP = 5
 class Bare(msgspec.Struct, frozen=True, kw_only=True):
     """The work: rows are every one of ``rois``, or the first alone (``probe``), for each of ``stimuli``. Ids that the
     bundle does not know get its unknown vector, as in the service's session. ``lanes`` asks as the service does, who cuts the
-    rows into runs for threads of its own; else all rows are one `session.run`. ``precision`` is that of the graph, as the
-    setting. ``out`` takes the ns of each run.
+    rows into runs for threads of its own; else all rows are one `session.run`. Without ``forecast`` it is the part of the
+    graph that the probability needs. ``precision`` is that of the graph, as the setting. ``out`` takes the ns of each run.
     """
 
     bundle: str
@@ -34,6 +34,7 @@ class Bare(msgspec.Struct, frozen=True, kw_only=True):
     rois: list[str]
     stimuli: list[str]
     probe: bool
+    forecast: bool = True
     lanes: bool = False
     rate_hz: float
     jitter: float
@@ -79,9 +80,11 @@ def bare(work: Bare, desk: Desk) -> dict[str, Any]:
 def _bare(work: Bare, bundle: Bundle, inputs: dict[str, NDArray[Any]]) -> tuple[Callable[[], object], str]:
     """One run of the graph, and the provider that runs it."""
     from quantformer.errors import UnavailableError
+    from quantformer_service.buffers import PROBABILITY
     from quantformer_service.runtime import open_session
 
-    session = open_session(bundle, provider=work.provider, threads=work.threads)
+    outputs = None if work.forecast else [PROBABILITY]
+    session = open_session(bundle, provider=work.provider, threads=work.threads, outputs=outputs)
     wanted = [one.name for one in session.get_inputs()]
     strange = [name for name in wanted if name not in inputs]
     if strange:
@@ -89,8 +92,7 @@ def _bare(work: Bare, bundle: Bundle, inputs: dict[str, NDArray[Any]]) -> tuple[
             f"the graph has inputs {', '.join(strange)} that this bench does not know; update quantformer"
         )
     feed = {name: inputs[name] for name in wanted}
-    outputs = [one.name for one in session.get_outputs()]
-    return lambda: session.run(outputs, feed), "cuda" if session.get_providers()[0].startswith("CUDA") else "cpu"
+    return lambda: session.run(None, feed), "cuda" if session.get_providers()[0].startswith("CUDA") else "cpu"
 
 
 def _as_served(work: Bare, bundle: Bundle, inputs: dict[str, NDArray[Any]]) -> tuple[Callable[[], object], str]:
@@ -100,8 +102,8 @@ def _as_served(work: Bare, bundle: Bundle, inputs: dict[str, NDArray[Any]]) -> t
     network = Network(bundle, provider=work.provider, threads=work.threads)
     population = network.place(inputs["neuron"])
     population.baseline[...], population.level[...] = inputs["baseline"], inputs["level"]
-    rows = {name: inputs[name] for name in ("stimulus", "row_neuron", "row_stimulus")}
-    return lambda: network.ask(population, **rows), network.provider
+    rows: dict[str, Any] = {name: inputs[name] for name in ("stimulus", "row_neuron", "row_stimulus")}
+    return lambda: network.ask(population, **rows, forecast=work.forecast), network.provider
 
 
 if __name__ == "__main__":

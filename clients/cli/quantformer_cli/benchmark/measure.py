@@ -161,6 +161,7 @@ class Bench:
             rois=target.rois(neurons),
             stimuli=target.stimuli(stimuli),
             probe=probe,
+            forecast=pace.detail == "forecast" and not probe,
             rate_hz=pace.rate_hz / every,
             jitter=pace.jitter / every,
             frames=frames,
