@@ -23,7 +23,6 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
