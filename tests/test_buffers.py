@@ -78,7 +78,7 @@ def test_the_answers_are_those_of_a_plain_run(
     bundle: Bundle, session: Any, device: Device, sizes: list[tuple[int, int, int]]
 ) -> None:
     """Sessions and questions of several sizes in turn, so that what one leaves behind would show in another."""
-    populations = Populations({True: session}, shape=Shape.of(bundle), device=device)
+    populations = Populations({True: [session]}, shape=Shape.of(bundle), device=device)
     asked = [question(bundle, neurons=n, stimuli=s, rows=b, seed=seed) for seed, (n, s, b) in enumerate(sizes)]
     for one in (*asked, *asked):
         assert_same(bound(populations, one), session, one)
@@ -86,7 +86,7 @@ def test_the_answers_are_those_of_a_plain_run(
 
 @pytest.mark.parametrize("device", [PADDED, EXACT])
 def test_a_question_changes_by_stimulus_by_rows_and_by_frame(bundle: Bundle, session: Any, device: Device) -> None:
-    populations = Populations({True: session}, shape=Shape.of(bundle), device=device)
+    populations = Populations({True: [session]}, shape=Shape.of(bundle), device=device)
     first = question(bundle, neurons=9, stimuli=2, rows=20, seed=1)
     other = question(bundle, neurons=9, stimuli=2, rows=20, seed=2)
     found = [bound(populations, first).logit]
@@ -100,7 +100,7 @@ def test_a_question_changes_by_stimulus_by_rows_and_by_frame(bundle: Bundle, ses
 
 
 def test_padded_sizes_share_one_bucket_and_what_did_not_change_is_not_moved_again(bundle: Bundle, session: Any) -> None:
-    populations = Populations({True: session}, shape=Shape.of(bundle), device=PADDED)
+    populations = Populations({True: [session]}, shape=Shape.of(bundle), device=PADDED)
     asked = question(bundle, neurons=9, stimuli=2, rows=20, seed=1)
     population = populations.of(asked["neuron"])
     assert population.room == capacity(9) == 16
@@ -120,7 +120,7 @@ def test_padded_sizes_share_one_bucket_and_what_did_not_change_is_not_moved_agai
 
 
 def test_results_are_copies(bundle: Bundle, session: Any) -> None:
-    populations = Populations({True: session}, shape=Shape.of(bundle), device=EXACT)
+    populations = Populations({True: [session]}, shape=Shape.of(bundle), device=EXACT)
     first = question(bundle, neurons=5, stimuli=1, rows=5, seed=1)
     found = bound(populations, first)
     kept = found.response.copy()
@@ -134,7 +134,7 @@ def test_a_row_about_what_is_not_there_is_refused_and_the_next_question_is_answe
     bundle: Bundle, session: Any, device: Device, name: str, row: int
 ) -> None:
     """With padding, the graph itself would answer from a row of zeros."""
-    populations = Populations({True: session}, shape=Shape.of(bundle), device=device)
+    populations = Populations({True: [session]}, shape=Shape.of(bundle), device=device)
     asked = question(bundle, neurons=9, stimuli=2, rows=20, seed=1)
     bound(populations, asked)
     broken = {**asked, f"row_{name}": asked[f"row_{name}"].copy()}
@@ -146,7 +146,7 @@ def test_a_row_about_what_is_not_there_is_refused_and_the_next_question_is_answe
 
 @pytest.mark.parametrize("device", [PADDED, EXACT, SPLIT])
 def test_nothing_asked_is_nothing_answered(bundle: Bundle, session: Any, device: Device) -> None:
-    populations = Populations({True: session}, shape=Shape.of(bundle), device=device)
+    populations = Populations({True: [session]}, shape=Shape.of(bundle), device=device)
     asked = question(bundle, neurons=3, stimuli=1, rows=1, seed=1)
     none = {**asked, "row_neuron": np.empty(0, np.int64), "row_stimulus": np.empty(0, np.int64)}
     found = bound(populations, none)
@@ -155,7 +155,7 @@ def test_nothing_asked_is_nothing_answered(bundle: Bundle, session: Any, device:
 
 @pytest.mark.parametrize("device", [PADDED, EXACT])
 def test_more_sessions_and_sizes_than_are_kept_are_still_answered(bundle: Bundle, session: Any, device: Device) -> None:
-    populations = Populations({True: session}, shape=Shape.of(bundle), device=device)
+    populations = Populations({True: [session]}, shape=Shape.of(bundle), device=device)
     asked = [
         question(bundle, neurons=n, stimuli=1, rows=4, seed=n) for n in range(3, 3 + 20 * (MOST_POPULATIONS + 2), 20)
     ]
@@ -171,7 +171,7 @@ def test_more_sessions_and_sizes_than_are_kept_are_still_answered(bundle: Bundle
 
 def test_the_tensors_of_a_session_that_has_gone_serve_the_next_of_its_size(bundle: Bundle, session: Any) -> None:
     """A captured graph stays for the life of the runtime's session, so that sessions must not each bring their own."""
-    populations = Populations({True: session}, shape=Shape.of(bundle), device=PADDED)
+    populations = Populations({True: [session]}, shape=Shape.of(bundle), device=PADDED)
     asked = [question(bundle, neurons=10, stimuli=1, rows=10, seed=seed) for seed in range(2 * MOST_POPULATIONS)]
     made: set[Population] = set()
     for one in asked:

@@ -75,7 +75,7 @@ def test_threads_are_measured_where_no_number_is_given(bundle: Bundle) -> None:
     network.close()
 
 
-@pytest.mark.parametrize("device", [Device(), Device(lanes=2), Device(padded=True)])
+@pytest.mark.parametrize("device", [Device(), Device(lanes=2), Device(padded=True, lanes=2)])
 def test_without_a_forecast_the_logits_are_the_same_bits(bundle: Bundle, device: Device) -> None:
     network, asked = Network(bundle, provider="cpu", device=device), question(bundle)
     whole = answered(network, asked)
@@ -94,7 +94,7 @@ def test_without_a_forecast_the_logits_are_the_same_bits(bundle: Bundle, device:
 
 # --- several at a time ------------------------------------------------------------------------------------------------
 
-DEVICES = [Device(), Device(lanes=2), Device(lanes=3), Device(padded=True)]
+DEVICES = [Device(), Device(lanes=2), Device(lanes=3), Device(padded=True), Device(padded=True, lanes=2)]
 
 
 def of_a_session(bundle: Bundle, *, neurons: int, stimuli: int, seed: int) -> dict[str, Any]:
@@ -133,6 +133,30 @@ def together(network: Network, asked: list[dict[str, Any]]) -> list[Results | Ex
 def bits(results: Results | Exception) -> bytes:
     assert isinstance(results, Results), results
     return results.logit.tobytes() + results.response.tobytes() + results.spread.tobytes()
+
+
+def test_a_size_that_is_new_to_a_gpu_is_captured_when_nothing_else_runs(bundle: Bundle) -> None:
+    network = Network(bundle, provider="cpu", device=Device(padded=True, lanes=2))
+    old, new = (of_a_session(bundle, neurons=n, stimuli=1, seed=n) for n in (40, 300))
+    expected = [bits(answered(network, old)), bits(answered(network, new))]
+    network.close()
+    network, ended = Network(bundle, provider="cpu", device=Device(padded=True, lanes=2)), []
+    network.prepare(old["neuron"], stimuli=1, rows=40)
+    populations = [network.place(one["neuron"]) for one in (old, new)]
+    for number, (one, population) in enumerate(zip((old, new), populations, strict=True)):
+        population.baseline[:], population.level[:] = one["baseline"], one["level"]
+        rows = {name: one[name] for name in ("stimulus", "row_neuron", "row_stimulus")}
+
+        def then(bucket: Bucket, error: Exception | None, number: int = number) -> None:
+            assert error is None
+            ended.append((number, bits(bucket.results())))
+
+        network.begin(population, **rows, then=then)
+    # The one that was under way was ended before the new size was captured.
+    assert ended[0][0] == 0
+    network.end()
+    assert ended == list(enumerate(expected))
+    network.close()
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -21,7 +21,7 @@ from quantformer_service.inference import Inference
 from quantformer_service.network import Network
 from quantformer_service.proof import ANY_FORM, MARGIN, SAME_GRAPH, prove
 
-DEVICES = [Device(), Device(lanes=2), Device(padded=True)]
+DEVICES = [Device(), Device(lanes=2), Device(padded=True, lanes=2)]
 
 
 @pytest.fixture(scope="module")

@@ -29,10 +29,10 @@ WIDTH_A_RUN = 4096
 LEAST_ROWS_A_LANE = 4
 
 Run = Callable[[], None]
-#: The runtime's session of the whole graph (True), and of what the probability alone needs (False).
-Sessions = Mapping[bool, Any]
-#: What that part of the graph says.
-PROBABILITY = "logit"
+#: The runtime's sessions that together answer a question with a forecast (True) and without (False).
+Sessions = Mapping[bool, Sequence[Any]]
+#: The output that a question without a forecast needs, and those that it does not.
+PROBABILITY, FORECAST = "logit", ("response", "spread")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,13 +129,13 @@ class Results:
 
 
 class Bucket:
-    """Stimuli, rows and results of one size of question, with a ``forecast`` or the probability alone, bound to the graph
-    beside the population's tensors.
+    """Stimuli, rows and results of one size of question, with a ``forecast`` or the probability alone, bound to the sessions
+    that compute it beside the population's tensors.
     """
 
     def __init__(
         self,
-        session: Any,
+        sessions: Sequence[Any],
         population: Population,
         *,
         stimuli: int,
@@ -147,7 +147,7 @@ class Bucket:
         from onnxruntime import RunOptions
 
         device = population.device
-        self._population, self._session = population, session
+        self._population = population
         self._stimulus = Tensor((stimuli, 2, shape.stimulus_width), np.float32, device=device)
         self._row_neuron, self._row_stimulus = (Tensor((rows,), np.int64, device=device) for _ in range(2))
         sizes: dict[str, tuple[int, ...]] = {PROBABILITY: (rows,)}
@@ -161,18 +161,26 @@ class Bucket:
             self._options.add_run_config_entry("gpu_graph_id", str(graph_id))
         most = max(1, WIDTH_A_RUN // shape.d)
         cut = parts(rows, lanes=device.lanes, most=most) if not device.padded else [slice(0, rows)] if rows else []
-        self.runs: Sequence[Run] = [self._bound(one) for one in cut]
+        self.runs: Sequence[Run] = [self._bound(session, one) for session in sessions for one in cut]
+        #: On a GPU the first call of each run captures it, which must be alone there.
+        self.captured = not device.padded
 
-    def _bound(self, rows: slice) -> Run:
-        binding = self._session.io_binding()
+    def capture(self) -> None:
+        """Call every run once, one after the other."""
+        for run in self.runs:
+            run()
+        self.captured = True
+
+    def _bound(self, session: Any, rows: slice) -> Run:
+        binding = session.io_binding()
         for name, tensor in self._population.inputs.items():
             binding.bind_ortvalue_input(name, tensor.value)
         binding.bind_ortvalue_input("stimulus", self._stimulus.value)
         binding.bind_ortvalue_input("row_neuron", self._row_neuron.part(rows))
         binding.bind_ortvalue_input("row_stimulus", self._row_stimulus.part(rows))
-        for name, tensor in self._outputs.items():
-            binding.bind_ortvalue_output(name, tensor.part(rows))
-        return lambda: self._session.run_with_iobinding(binding, self._options)
+        for output in session.get_outputs():
+            binding.bind_ortvalue_output(output.name, self._outputs[output.name].part(rows))
+        return lambda: session.run_with_iobinding(binding, self._options)
 
     def ask(
         self, *, stimulus: NDArray[np.float32], row_neuron: NDArray[np.int64], row_stimulus: NDArray[np.int64]

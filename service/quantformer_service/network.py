@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantformer.bundle import Bundle
-from quantformer_service.buffers import PROBABILITY, Bucket, Device, Population, Populations, Results, Shape
+from quantformer_service.buffers import FORECAST, PROBABILITY, Bucket, Device, Population, Populations, Results, Shape
 from quantformer_service.lanes import Lanes
 from quantformer_service.runtime import RUNTIME_NAMES, Provider, open_session
 
@@ -31,15 +31,15 @@ class Network:
     """
 
     def __init__(self, bundle: Bundle, *, provider: Provider, threads: int = 0, device: Device | None = None) -> None:
-        self._sessions = {
-            forecast: open_session(bundle, provider=provider, captured=True, outputs=outputs)
-            for forecast, outputs in ((True, None), (False, [PROBABILITY]))
-        }
         self._shape = Shape.of(bundle)
-        self.provider = "cuda" if self._sessions[True].get_providers()[0] == RUNTIME_NAMES["cuda"] else "cpu"
+        probability = open_session(bundle, provider=provider, captured=True, outputs=[PROBABILITY])
+        self.provider = "cuda" if probability.get_providers()[0] == RUNTIME_NAMES["cuda"] else "cpu"
         self._still = np.zeros((1, 2, self._shape.neuron_width), np.float32)
         if device is None:
-            device = Device(name="cuda", padded=True) if self.provider == "cuda" else Device(lanes=threads)
+            device = Device(name="cuda", padded=True, lanes=2) if self.provider == "cuda" else Device(lanes=threads)
+        # Of a small question neither network fills a GPU: both are computed at a time there. On a CPU lanes share out the rows.
+        rest = open_session(bundle, provider=provider, captured=True, outputs=FORECAST if device.padded else None)
+        self._sessions = {True: [rest, probability] if device.padded else [rest], False: [probability]}
         if device.lanes == 0:
             rows = min(len(bundle.manifest.neuron_ids), MEASURED_ROWS)
             device = Device(lanes=fastest({count: self._timed(count, rows=rows) for count in _candidates()}))
@@ -84,6 +84,9 @@ class Network:
         population.upload()
         bucket = population.bucket(stimuli=len(stimulus), rows=len(row_neuron), forecast=forecast)
         bucket.ask(stimulus=stimulus, row_neuron=row_neuron, row_stimulus=row_stimulus)
+        if not bucket.captured:
+            self._lanes.end()
+            bucket.capture()
         population.busy = True
         self._begun.append(population)
         self._lanes.begin(bucket.runs, then=lambda error: then(bucket, error))

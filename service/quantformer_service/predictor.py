@@ -19,7 +19,7 @@ from quantformer.bundle import Bundle, load_bundle
 from quantformer.errors import DataError
 from quantformer.signal import f0_level, write_baseline
 from quantformer_client import wire
-from quantformer_service.buffers import PROBABILITY, Sessions
+from quantformer_service.buffers import PROBABILITY
 from quantformer_service.forms import Detail, Forecast
 from quantformer_service.questions import alternatives
 from quantformer_service.refusal import Refusal
@@ -73,7 +73,7 @@ class Predictor:
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        self._sessions: Sessions = {
+        self._sessions = {
             forecast: open_session(bundle, provider="cpu", outputs=outputs)
             for forecast, outputs in ((True, None), (False, [PROBABILITY]))
         }
