@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,8 +23,21 @@ class Block(nn.Module):
         self.contract = nn.Linear(4 * config.d, config.d)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Apply the layer."""
+    def forward(self, tokens: Tensor, read: slice = slice(None)) -> Tensor:
+        """Apply the layer; what follows attention only to the tokens ``read``."""
+        return self.feed(self.attend(tokens)[:, read])
+
+    def attend(self, tokens: Tensor) -> Tensor:
+        """Self-attention with norm, dropout and residual."""
+        if fuses(self, tokens):
+            from quantformer.fused import Attend
+
+            norm, project, out = self.attention_norm, self.query_key_value, self.attention_out
+            attended: Tensor = Attend.apply(
+                tokens, norm.weight, norm.bias, project.weight, project.bias, out.weight, out.bias, self.heads, norm.eps,
+                self.dropout.p if self.training else 0.0,
+            )  # fmt: skip
+            return attended
         length, d = tokens.shape[1], tokens.shape[2]
         projected = self.query_key_value(self.attention_norm(tokens))
         query, key, value = (
@@ -31,10 +45,31 @@ class Block(nn.Module):
         )
         mixed = (functional.scaled_dot_product_attention if tokens.device.type == "cpu" else attention)(query, key, value)
         mixed = mixed.transpose(1, 2).reshape(-1, length, d)
-        tokens = tokens + self.dropout(self.attention_out(mixed))
+        result: Tensor = tokens + self.dropout(self.attention_out(mixed))
+        return result
+
+    def feed(self, tokens: Tensor) -> Tensor:
+        """The feed-forward network with norm, dropout and residual."""
+        if fuses(self, tokens):
+            from quantformer.fused import FeedForward
+
+            norm, into, back = self.feedforward_norm, self.expand, self.contract
+            fed: Tensor = FeedForward.apply(
+                tokens, norm.weight, norm.bias, into.weight, into.bias, back.weight, back.bias, norm.eps,
+                self.dropout.p if self.training else 0.0,
+            )  # fmt: skip
+            return fed
         hidden = functional.gelu(self.expand(self.feedforward_norm(tokens)))
         result: Tensor = tokens + self.dropout(self.contract(hidden))
         return result
+
+
+def fuses(block: Block, tokens: Tensor) -> bool:
+    """Whether the kernels of `quantformer.fused` compute this layer: on a GPU under autocast to bfloat16."""
+    if tokens.device.type != "cuda" or not torch.is_autocast_enabled("cuda"):
+        return False
+    d, length = tokens.shape[2], tokens.shape[1]
+    return d & (d - 1) == 0 and 32 <= d <= 128 and d // block.heads >= 16 and length <= 64
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -56,7 +91,8 @@ class Transformer(nn.Module):
 
     def forward(self, tokens: Tensor, read: slice = slice(None)) -> Tensor:
         """Apply all layers; ``read`` are the tokens that the caller wants."""
-        for block in self.blocks:
+        *first, last = self.blocks
+        for block in first:
             tokens = block(tokens)
-        normed: Tensor = self.norm(tokens)
-        return normed[:, read]
+        normed: Tensor = self.norm(last(tokens, read))
+        return normed

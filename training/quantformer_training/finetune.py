@@ -261,12 +261,11 @@ def draw_epoch(
     drawn = [real.draw(round(share), rng)]
     if len(pseudo):
         drawn.append(pseudo.draw(round(config.pseudo_per_real * len(drawn[0])), rng))
-    rows = Examples.joined(drawn)
-    unknown = torch.from_numpy(rng.random(len(rows)) < config.drop_ids)
-    denied = torch.from_numpy(rng.random(len(rows)) < config.drop_stimulus)
-    # An epoch's rows go to the device together; batches are gathered there.
-    rows = withheld(rows, unknown=unknown, denied=denied).to(device)
-    return rows, torch.from_numpy(rng.permutation(len(rows))).to(device)
+    # An epoch's rows go to the device together, those that were not drawn there; batches are gathered there.
+    rows = Examples.joined([part.to(device) for part in drawn])
+    unknown, denied = (rng.random(len(rows)) < share for share in (config.drop_ids, config.drop_stimulus))
+    unknown, denied, order = (torch.from_numpy(of).to(device) for of in (unknown, denied, rng.permutation(len(rows))))
+    return withheld(rows, unknown=unknown, denied=denied), order
 
 
 def epoch_batches(
