@@ -77,7 +77,7 @@ def onset_frames(timestamps_s: NDArray[np.float64], onset_s: NDArray[np.float64]
 
 def _of_kind(array: Any) -> Any:
     """The module whose kind of array this is, numpy or torch: below only what both call by one name is asked of it."""
-    return sys.modules[type(array).__module__.partition(".")[0]]
+    return np if isinstance(array, np.ndarray) else sys.modules["torch"]
 
 
 def hold_missing(fluorescence: NDArray[np.float32], observed: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -111,16 +111,17 @@ def baseline_f0(
     if observed is not None and observed.ndim == 2:
         seen = observed[-recipe.f0_frames :]
         count = seen.sum(0)
-        total = kind.sum(kind.where(seen, tail, 0.0), 0, dtype=kind.float64)
-        return kind.where(count >= recipe.minimum_f0_frames, total, np.nan) / count
+        enough = kind.where(count >= recipe.minimum_f0_frames, count, np.nan)
+        each: NDArray[np.float64] = kind.where(seen, tail, 0.0).sum(0, dtype=kind.float64) / enough
+        return each
     if observed is not None and not observed[-recipe.f0_frames :].all():
         tail = tail[observed[-recipe.f0_frames :]]
         if len(tail) < recipe.minimum_f0_frames:
             return np.full(window.shape[1], np.nan)
     # numpy adds in an order that depends on memory layout and on the number of columns. The sum is the same all the
     # same: 60 float32 values add up exactly in float64 while the largest is less than 2**23 times the smallest.
-    total: NDArray[np.float64] = kind.sum(tail, 0, dtype=kind.float64)
-    return total / len(tail)
+    mean: NDArray[np.float64] = tail.sum(0, dtype=kind.float64) / len(tail)
+    return mean
 
 
 def delta_f(window: NDArray[np.float32], f0: NDArray[np.float64], *, out: NDArray[np.float32]) -> None:
@@ -154,7 +155,9 @@ def write_baseline(
         valid = (f0 > f0_minimum) & (f0 > 0.0) & (f0 < _LARGEST)
     with np.errstate(all="ignore"):
         delta_f(window, kind.where(valid, f0, 1.0), out=out)
-    valid &= kind.isfinite(out).all(1)
+    finite = kind.isfinite(out)
+    if not finite.all():
+        valid &= finite.all(1)
     if not valid.all():
         out[~valid] = 0.0
     return f0, valid

@@ -6,6 +6,7 @@ rows are the same; the arithmetic is `quantformer.signal`'s on tensors.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,17 +15,47 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from quantformer import signal
 from quantformer.forecaster import CLIP
-from quantformer.signal import delta_f, f0_level, hold_missing, write_baseline
 from quantformer.tokens import UNKNOWN
 from quantformer_training.examples import Examples
-from quantformer_training.indexed import SHARED_GAPS, Index, IndexedPart, IndexedSource
+from quantformer_training.indexed import SHARED_GAPS, IndexedPart, IndexedSource
+from quantformer_training.sources import RowSource
+from quantformer_training.store import StoredSession
 
 #: Rows gathered at a time; a multiple of `SHARED_GAPS`. A million would take ten times their own room on the way.
 _PIECE = 1 << 18
 _PER_MOMENT = ("frame", "features", "stimulus", "population_tuning")
 _PER_NEURON = ("f0_minimum", "usual_f0", "neuron")
 _PER_BOTH = ("valid", "active", "tuning")
+
+#: Its functions take tensors as well as the arrays that their types name.
+_SIGNAL: Any = signal
+_LOG = logging.getLogger(__name__)
+
+
+def drawn_on(device: torch.device, *sources: RowSource) -> tuple[RowSource, ...]:
+    """The sources as training on ``device`` draws from them: on a GPU their rows are drawn there, where all are indexed and
+    their traces and tables take at most half of the memory that is free; else the sources themselves.
+    """
+    indexed = [source for source in sources if isinstance(source, IndexedSource)]
+    if device.type != "cuda" or len(indexed) < len(sources):
+        return sources
+    free, wanted = torch.cuda.mem_get_info(device)[0], bytes_on_device(indexed)
+    if wanted > free // 2:
+        _LOG.warning(
+            "rows are drawn on the CPU: their traces and tables of %.1f GB are more than half of the GPU's free %.1f GB",
+            wanted / 1e9, free / 1e9,
+        )  # fmt: skip
+        return sources
+    traces = Traces(indexed, device=device)
+    return tuple(DeviceRows(source, device=device, traces=traces) for source in indexed)
+
+
+def bytes_on_device(sources: Sequence[IndexedSource]) -> int:
+    """Of traces, once for all of the sources, and of each one's tables."""
+    tables = sum(table.nbytes for source in sources for part in source.parts for table in _tables(part).values())
+    return tables + sum(session.traces.nbytes for session in _sessions(sources).values())
 
 
 class DeviceRows:
@@ -55,7 +86,8 @@ class DeviceRows:
         """The rows of `IndexedSource.draw`, on the device."""
         rows, missing = self.source.chosen(count, rng)
         withheld = torch.from_numpy(missing).to(self.device)
-        part, moment, neuron = (torch.from_numpy(of).to(self.device).long() for of in (rows.part, rows.moment, rows.neuron))
+        numbers = (rows.part, rows.moment, rows.neuron)
+        part, moment, neuron = (torch.from_numpy(of).to(self.device).long() for of in numbers)
         pieces = []
         for start in range(0, len(rows), _PIECE):
             here = slice(start, start + _PIECE)
@@ -77,13 +109,14 @@ class DeviceRows:
         window: Any = self._traces.unfold(0, recipe.window_frames, 1)[start]
         before, after = window[:, : recipe.baseline_frames].T, window[:, recipe.baseline_frames :].T
         observed: Any = ~groups.repeat_interleave(SHARED_GAPS, 0)[: len(part)].T
-        baseline, given, response = (torch.empty_like(of.T, memory_format=torch.contiguous_format) for of in (before, before, after))
-        f0, _ = write_baseline(before, recipe=recipe, out=baseline, f0_minimum=rows["f0_minimum"])
-        f0_given, usable = write_baseline(
-            hold_missing(before, observed), recipe=recipe, out=given, f0_minimum=rows["f0_minimum"], observed=observed
+        baseline, given, response = (window.new_empty(of.T.shape) for of in (before, before, after))
+        f0, _ = _SIGNAL.write_baseline(before, recipe=recipe, out=baseline, f0_minimum=rows["f0_minimum"])
+        held = _SIGNAL.hold_missing(before, observed)
+        f0_given, usable = _SIGNAL.write_baseline(
+            held, recipe=recipe, out=given, f0_minimum=rows["f0_minimum"], observed=observed
         )
         valid: Any = rows["valid"]
-        delta_f(after, torch.where(valid, f0, 1.0), out=response)
+        _SIGNAL.delta_f(after, torch.where(valid, f0, 1.0), out=response)
         valid = valid & usable
         usual: Any = torch.where(rows["neuron"] == UNKNOWN, 0.0, rows["usual_f0"])
         scale = self.source.signal_scale
@@ -91,7 +124,7 @@ class DeviceRows:
             baseline=torch.clip(given / scale, -CLIP, CLIP),
             trace=torch.clip(torch.cat([baseline, response], 1) / scale, -CLIP, CLIP),
             response=response, active=rows["active"], neuron=rows["neuron"], features=rows["features"],
-            stimulus=rows["stimulus"], level=f0_level(f0_given, usual), tuning=rows["tuning"],
+            stimulus=rows["stimulus"], level=_SIGNAL.f0_level(f0_given, usual), tuning=rows["tuning"],
             population_tuning=rows["population_tuning"], moment=moment,
         )  # fmt: skip
         return examples if bool(valid.all()) else examples.select(valid.nonzero()[:, 0])
@@ -101,10 +134,14 @@ class Traces:
     """Traces of several sources' sessions on a device, one after the other: ``samples`` float32, ``start`` by session."""
 
     def __init__(self, sources: Sequence[IndexedSource], *, device: torch.device) -> None:
-        sessions = {id(part.trials.session): part.trials.session for source in sources for part in source.parts}
+        sessions = _sessions(sources)
         starts = _starts([session.traces.size for session in sessions.values()])
         self.start = dict(zip(sessions, starts, strict=True))
         self.samples = _joined([session.traces.reshape(-1) for session in sessions.values()], device=device)
+
+
+def _sessions(sources: Sequence[IndexedSource]) -> dict[int, StoredSession]:
+    return {id(part.trials.session): part.trials.session for source in sources for part in source.parts}
 
 
 def _tables(part: IndexedPart) -> Mapping[str, NDArray[Any]]:

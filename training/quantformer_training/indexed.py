@@ -345,6 +345,7 @@ class Index:
         return len(self.part)
 
     def select(self, index: NDArray[np.int64]) -> Index:
+        """The rows at an index."""
         return Index(part=self.part[index], moment=self.moment[index], neuron=self.neuron[index])
 
 
