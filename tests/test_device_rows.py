@@ -56,6 +56,17 @@ def test_rows_are_those_of_the_source_bit_for_bit(
     same(rows.draw(count, np.random.default_rng(seed)), source.draw(count, np.random.default_rng(seed)))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+def test_rows_drawn_on_a_gpu_are_those_of_the_source(parts: list[IndexedPart]) -> None:
+    """But for the last bits: it divides by a number as it multiplies."""
+    source = indexed(*parts)
+    (rows,) = drawn_on(CUDA, source)
+    drawn = vars(rows.draw(1000, np.random.default_rng(4)))
+    for name, tensor in vars(source.draw(1000, np.random.default_rng(4))).items():
+        assert drawn[name].is_cuda
+        torch.testing.assert_close(drawn[name].cpu(), tensor, rtol=1e-6, atol=1e-6)
+
+
 def test_an_epoch_drawn_on_the_device_is_the_same(parts: list[IndexedPart]) -> None:
     both = indexed(parts[0], parts[1]), indexed(parts[1], parts[2])
     config = small_model.tiny_training()

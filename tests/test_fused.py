@@ -230,7 +230,7 @@ def test_a_network_on_a_gpu_is_the_plain_one_nearly(preset: str, batch: int, mon
         with torch.no_grad():
             torch.testing.assert_close(network(tokens, slice(2, None)), found)
         network.train()(tokens).float().square().mean().backward()
-    assert off(found, exact) < 3e-2
+    assert off(found, exact) < 5e-2
     assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
     monkeypatch.setattr(layers, "fuses", lambda tokens, *, heads: False)
     torch.testing.assert_close(network.eval()(tokens, slice(2, None)), exact)
