@@ -20,6 +20,7 @@ from quantformer import kernels
 _FEED = {"TILE": 64, "CHUNK": 64, "num_warps": 4, "num_stages": 3}
 _FEED_BACK = {"TILE": 64, "CHUNK": 64, "num_warps": 4, "num_stages": 2}
 _ATTEND = {"TILE": 64, "num_warps": 4, "num_stages": 3}
+_ATTEND_BACK = {"TILE": 64, "num_warps": 4, "num_stages": 3}
 _NORM = {"TILE": 32, "num_warps": 4}
 #: What products are computed in.
 NARROW = torch.bfloat16
@@ -136,13 +137,13 @@ class Attend(Function):
         (slope,) = slopes
         batch, length, d = tokens.shape
         n, weights = batch * length, any(ctx.needs_input_grad[1:])
-        programs = triton.cdiv(batch, _ATTEND["TILE"] // length)
+        programs = triton.cdiv(batch, _ATTEND_BACK["TILE"] // length)
         kept = _room(weights, ((n, d), (n, d), (n, d), (n, 3 * d)), like=tokens)
         sums = gain.new_empty((programs, 6 * d)) if weights else gain
         back = torch.empty_like(tokens)
         kernels.attend_back[(programs,)](
             tokens, gain, bias, wqkv, bqkv, wo, slope.contiguous(), back, *kept, sums, n, LENGTH=length, D=d,
-            HEADS=ctx.heads, SCALE=(d // ctx.heads) ** -0.5, EPS=ctx.eps, WEIGHTS=weights, **ctx.dropped, **_ATTEND,
+            HEADS=ctx.heads, SCALE=(d // ctx.heads) ** -0.5, EPS=ctx.eps, WEIGHTS=weights, **ctx.dropped, **_ATTEND_BACK,
         )  # fmt: skip
         if not weights:
             return back, *(None,) * 9
