@@ -96,7 +96,7 @@ class FeedForward(Function):
         n, weights = tokens.numel() // d, any(ctx.needs_input_grad[1:])
         programs = triton.cdiv(n, _FEED_BACK["TILE"])
         kept = _room(weights, ((n, d), (n, d), (n, hidden), (n, hidden)), like=tokens)
-        sums = gain.new_empty((programs, 3 * d + hidden)) if weights else gain
+        sums = gain.new_empty((programs, 2 * d + hidden)) if weights else gain
         back = torch.empty_like(tokens)
         kernels.feed_forward_back[(programs,)](
             tokens, gain, bias, w1, b1, w2, slope.contiguous(), back, *kept, sums, n, D=d, H=hidden, EPS=ctx.eps,
@@ -105,7 +105,9 @@ class FeedForward(Function):
         if not weights:
             return back, *(None,) * 8
         normed, dy, a, dh = kept
-        db2, dgain, dbias, db1 = sums.sum(0).split((d, d, d, hidden))
+        db2, dgain, db1 = sums.sum(0).split((d, d, hidden))
+        # The norm's bias does what expand's does, through expand's weights.
+        dbias = db1 @ w1.float()
         return back, dgain, dbias, (dh.T @ normed).float(), db1, (dy.T @ a).float(), db2, None, None
 
 
@@ -139,7 +141,7 @@ class Attend(Function):
         n, weights = batch * length, any(ctx.needs_input_grad[1:])
         programs = triton.cdiv(batch, _ATTEND_BACK["TILE"] // length)
         kept = _room(weights, ((n, d), (n, d), (n, d), (n, 3 * d)), like=tokens)
-        sums = gain.new_empty((programs, 6 * d)) if weights else gain
+        sums = gain.new_empty((programs, 5 * d)) if weights else gain
         back = torch.empty_like(tokens)
         kernels.attend_back[(programs,)](
             tokens, gain, bias, wqkv, bqkv, wo, slope.contiguous(), back, *kept, sums, n, LENGTH=length, D=d,
@@ -148,5 +150,6 @@ class Attend(Function):
         if not weights:
             return back, *(None,) * 9
         normed, dy, mixed, dqkv = kept
-        dbo, dgain, dbias, dbqkv = sums.sum(0).split((d, d, d, 3 * d))
+        dbo, dgain, dbqkv = sums.sum(0).split((d, d, 3 * d))
+        dbias = dbqkv @ wqkv.float()
         return back, dgain, dbias, (dqkv.T @ normed).float(), dbqkv, (dy.T @ mixed).float(), dbo, None, None, None

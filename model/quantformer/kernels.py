@@ -137,7 +137,7 @@ def feed_forward_back(
     D: tl.constexpr, H: tl.constexpr, EPS: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, DROP: tl.constexpr,
     WEIGHTS: tl.constexpr,
 ):  # fmt: skip
-    """``sums`` ``[programs, 3 D + H]``: each program's part of the gradients of contract's bias, gain, bias, expand's bias."""
+    """``sums`` ``[programs, 2 D + H]``: each program's part of the gradients of contract's bias, gain and expand's bias."""
     NARROW: tl.constexpr = w1.dtype.element_ty
     row, column = tl.program_id(0) * TILE + tl.arange(0, TILE), tl.arange(0, D)
     inside, at = (row < n)[:, None], row[:, None] * D + column[None, :]
@@ -148,7 +148,7 @@ def feed_forward_back(
     dy = tl.load(slope_out + at, mask=inside, other=0.0).to(tl.float32)
     if DROP:
         dy = tl.where(_kept(row, column, seed, threshold), dy * keep, 0.0)
-    sums += tl.program_id(0) * (3 * D + H)
+    sums += tl.program_id(0) * (2 * D + H)
     if WEIGHTS:
         tl.store(sums + column, tl.sum(dy, 0))
     dy = dy.to(NARROW)
@@ -167,13 +167,12 @@ def feed_forward_back(
             there = row[:, None] * H + hidden[None, :]
             tl.store(kept_hidden + there, a.to(NARROW), mask=inside)
             tl.store(kept_slope_hidden + there, narrow, mask=inside)
-            tl.store(sums + 3 * D + hidden, tl.sum(dh, 0))
+            tl.store(sums + 2 * D + hidden, tl.sum(dh, 0))
         total = tl.dot(narrow, tl.trans(into), total)
     x = tl.load(tokens + at, mask=inside, other=0.0).to(tl.float32)
     hat = (x - mean[:, None]) * scale[:, None]
     if WEIGHTS:
         tl.store(sums + D + column, tl.sum(total * hat, 0))
-        tl.store(sums + 2 * D + column, tl.sum(total, 0))
     dx = _through_norm(total, hat, scale, g, D) + tl.load(slope_out + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(slope_in + at, dx, mask=inside)
 
@@ -232,8 +231,8 @@ def attend_back(
     LENGTH: tl.constexpr, D: tl.constexpr, HEADS: tl.constexpr, SCALE: tl.constexpr, EPS: tl.constexpr,
     TILE: tl.constexpr, DROP: tl.constexpr, WEIGHTS: tl.constexpr,
 ):  # fmt: skip
-    """``sums`` ``[programs, 6 D]``: each program's part of the gradients of the output's bias, gain, bias, and the biases of
-    queries, keys and values.
+    """``sums`` ``[programs, 5 D]``: each program's part of the gradients of the output's bias, gain, and the biases of queries,
+    keys and values.
     """
     NARROW: tl.constexpr = wqkv.dtype.element_ty
     USED: tl.constexpr = TILE // LENGTH * LENGTH
@@ -250,11 +249,11 @@ def attend_back(
     dy = tl.load(slope_out + at, mask=inside, other=0.0).to(tl.float32)
     if DROP:
         dy = tl.where(_kept(row, column, seed, threshold), dy * keep, 0.0)
-    sums += tl.program_id(0) * (6 * D)
+    sums += tl.program_id(0) * (5 * D)
     if WEIGHTS:
         tl.store(sums + column, tl.sum(dy, 0))
         # The softmax does not feel a number that all scores of a query have in common.
-        tl.store(sums + 4 * D + column, tl.zeros([D], tl.float32))
+        tl.store(sums + 3 * D + column, tl.zeros([D], tl.float32))
     dy = dy.to(NARROW)
     if WEIGHTS:
         tl.store(kept_normed + at, normed, mask=inside)
@@ -274,8 +273,8 @@ def attend_back(
         if WEIGHTS:
             mixed = tl.dot(narrow, v) * share[:, None]
             tl.store(kept_mixed + row[:, None] * D + own[None, :], mixed.to(NARROW), mask=inside)
-            tl.store(sums + 3 * D + own, tl.sum(dq, 0))
-            tl.store(sums + 5 * D + own, tl.sum(dv, 0))
+            tl.store(sums + 2 * D + own, tl.sum(dq, 0))
+            tl.store(sums + 4 * D + own, tl.sum(dv, 0))
         dq, dk, dv = dq.to(NARROW), dk.to(NARROW), dv.to(NARROW)
         if WEIGHTS:
             there = row[:, None] * (3 * D) + own[None, :]
@@ -289,6 +288,5 @@ def attend_back(
     hat = (x - mean[:, None]) * scale[:, None]
     if WEIGHTS:
         tl.store(sums + D + column, tl.sum(total * hat, 0))
-        tl.store(sums + 2 * D + column, tl.sum(total, 0))
     dx = _through_norm(total, hat, scale, g, D) + tl.load(slope_out + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(slope_in + at, dx, mask=inside)
