@@ -13,7 +13,8 @@ import pytest
 #: What each package may import beyond the standard library and this distribution. What a package needs at its heart
 #: must be in the extra that brings it: nothing here for the client and the command line beyond the light install.
 OUTSIDE = {
-    "quantformer": {"numpy", "msgspec", "safetensors", "torch"},
+    # The last, lazily, on a GPU: torch's builds for CUDA bring it.
+    "quantformer": {"numpy", "msgspec", "safetensors", "torch", "triton"},
     "quantformer_training": {
         "numpy", "msgspec", "torch", "lightning_fabric", "onnx", "onnxscript", "onnxruntime", "safetensors", "scipy",
         "sklearn", "threadpoolctl", "h5py", "matplotlib", "rich", "ray",

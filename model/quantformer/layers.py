@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.util import find_spec
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from quantformer.config import ModelConfig
 
@@ -22,8 +27,21 @@ class Block(nn.Module):
         self.contract = nn.Linear(4 * config.d, config.d)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Apply the layer."""
+    def forward(self, tokens: Tensor, read: slice = slice(None)) -> Tensor:
+        """Apply the layer; what follows attention only to the tokens ``read``."""
+        return self.feed(self.attend(tokens)[:, read])
+
+    def attend(self, tokens: Tensor) -> Tensor:
+        """Self-attention with norm, dropout and residual."""
+        if fuses(tokens, heads=self.heads):
+            from quantformer.fused import Attend
+
+            norm, project, out = self.attention_norm, self.query_key_value, self.attention_out
+            attended: Tensor = Attend.apply(  # type: ignore[no-untyped-call]
+                tokens, norm.weight, norm.bias, project.weight, project.bias, out.weight, out.bias, self.heads, norm.eps,
+                self.dropout.p if self.training else 0.0,
+            )  # fmt: skip
+            return attended
         length, d = tokens.shape[1], tokens.shape[2]
         projected = self.query_key_value(self.attention_norm(tokens))
         query, key, value = (
@@ -31,10 +49,48 @@ class Block(nn.Module):
         )
         mixed = (functional.scaled_dot_product_attention if tokens.device.type == "cpu" else attention)(query, key, value)
         mixed = mixed.transpose(1, 2).reshape(-1, length, d)
-        tokens = tokens + self.dropout(self.attention_out(mixed))
+        result: Tensor = tokens + self.dropout(self.attention_out(mixed))
+        return result
+
+    def feed(self, tokens: Tensor) -> Tensor:
+        """The feed-forward network with norm, dropout and residual."""
+        if fuses(tokens, heads=self.heads):
+            from quantformer.fused import FeedForward
+
+            norm, into, back = self.feedforward_norm, self.expand, self.contract
+            fed: Tensor = FeedForward.apply(  # type: ignore[no-untyped-call]
+                tokens, norm.weight, norm.bias, into.weight, into.bias, back.weight, back.bias, norm.eps,
+                self.dropout.p if self.training else 0.0,
+            )  # fmt: skip
+            return fed
         hidden = functional.gelu(self.expand(self.feedforward_norm(tokens)))
         result: Tensor = tokens + self.dropout(self.contract(hidden))
         return result
+
+
+def fuses(tokens: Tensor, *, heads: int) -> bool:
+    """Whether `quantformer.fused` computes layers of these tokens ``[B, P, d]``: under autocast to bfloat16, on a GPU that it
+    runs on, in sizes that it knows. Who listens to single operations hears them all: then no.
+    """
+    if tokens.device.type != "cuda" or not torch.is_autocast_enabled("cuda"):
+        return False
+    if torch.get_autocast_dtype("cuda") != torch.bfloat16 or _get_current_dispatch_mode() is not None:
+        return False
+    return knows(tokens.shape, heads=heads) and _runs_on(tokens.device)
+
+
+def knows(shape: torch.Size, *, heads: int) -> bool:
+    """Whether the kernels are made for tokens ``[B, P, d]`` of ``heads`` heads; they count in 32 bits."""
+    batch, length, d = shape
+    power_of_two = d & (d - 1) == 0
+    return power_of_two and 32 <= d <= 128 and d // heads >= 16 and length <= 64 and batch * length * 4 * d < 1 << 31
+
+
+@cache
+def _runs_on(device: torch.device) -> bool:
+    """Triton comes with torch's builds for CUDA; a tile and its weights want 112 KiB of a processor's own memory."""
+    room = torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor
+    return find_spec("triton") is not None and torch.cuda.is_bf16_supported() and room >= 160 * 1024
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -51,12 +107,26 @@ class Transformer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.heads = config.heads
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.d)
 
     def forward(self, tokens: Tensor, read: slice = slice(None)) -> Tensor:
         """Apply all layers; ``read`` are the tokens that the caller wants."""
-        for block in self.blocks:
+        *first, last = self.blocks
+        fused = fuses(tokens, heads=self.heads)
+        if fused:
+            # Between its kernels too: they are quick enough to wait for memory.
+            tokens = tokens.to(torch.bfloat16)
+        for block in first:
             tokens = block(tokens)
+        tokens = last(tokens, read)
+        if fused:
+            from quantformer.fused import Norm
+
+            narrow: Tensor = Norm.apply(  # type: ignore[no-untyped-call]
+                tokens, self.norm.weight, self.norm.bias, self.norm.eps
+            )
+            return narrow
         normed: Tensor = self.norm(tokens)
-        return normed[:, read]
+        return normed

@@ -24,7 +24,8 @@ def reconstruction_loss(
 
 def code_loss(logits: Tensor, codes: Tensor) -> Tensor:
     """Equation 4, averaged over tokens: cross-entropy of ``[B, P, K]`` logits against int64 ``[B, P]`` codes."""
-    return functional.cross_entropy(logits.flatten(0, 1), codes.flatten())
+    # Averaged by itself: a GPU adds up inside the cross-entropy with one of its processors.
+    return functional.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").mean()
 
 
 def activation_loss(logit: Tensor, active: Tensor) -> Tensor:

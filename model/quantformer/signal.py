@@ -1,5 +1,7 @@
 """Signal processing, once: training and the engine call these same functions on ``(frames, neurons)`` arrays.
 
+What makes a baseline takes tensors of torch as well, on any device: a training run on a GPU draws its rows there.
+
 A trial is 160 real frames ``[f - 96, f + 64)`` around the onset frame ``f``, which is the first frame whose time stamp
 is not earlier than the onset. A forecast reads ``f - 96 .. f - 1``; frame ``f`` itself is never read. F0 is the mean of
 the observed frames among ``f - 60 .. f - 1``, accumulated in float64 (paper section 4.2 for the lengths).
@@ -7,7 +9,9 @@ the observed frames among ``f - 60 .. f - 1``, accumulated in float64 (paper sec
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +24,7 @@ FRAME_FOR_FRAME_HZ = (28.5, 31.5)
 LOWEST_HZ = 15.0
 #: Bound of `f0_level`.
 LARGEST_LEVEL = 3.0
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +75,25 @@ def onset_frames(timestamps_s: NDArray[np.float64], onset_s: NDArray[np.float64]
     return np.searchsorted(timestamps_s, onset_s, side="left").astype(np.int64)
 
 
+def _of_kind(array: Any) -> Any:
+    """The module whose kind of array this is, numpy or torch: below only what both call by one name is asked of it."""
+    return np if isinstance(array, np.ndarray) else sys.modules["torch"]
+
+
 def hold_missing(fluorescence: NDArray[np.float32], observed: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Fill frames that were not observed with the last observed value ``(frames, neurons)``; before the first, NaN."""
-    last = np.maximum.accumulate(np.where(observed, np.arange(len(observed)), -1))
-    held = fluorescence[np.maximum(last, 0)]
+    """Fill frames that were not observed with the last observed value ``(frames, neurons)``; before the first, NaN.
+
+    ``observed`` is ``(frames,)``, or ``(frames, neurons)`` where each neuron has its own.
+    """
+    kind = _of_kind(fluorescence)
+    if observed.ndim == 1:
+        last = np.maximum.accumulate(np.where(observed, np.arange(len(observed)), -1))
+        held = fluorescence[np.maximum(last, 0)]
+    else:
+        frame = kind.arange(len(observed), device=observed.device)[:, None]
+        last = kind.where(observed, frame, -1)
+        last = np.maximum.accumulate(last) if kind is np else last.cummax(0).values
+        held = fluorescence[last.clip(0), kind.arange(last.shape[1], device=last.device)]
     held[last < 0] = np.nan
     return held
 
@@ -86,21 +106,29 @@ def baseline_f0(
     Mean in float64 of the observed frames among the last ``f0_frames``; NaN for every neuron where fewer than
     ``minimum_f0_frames`` of them were observed.
     """
+    kind = _of_kind(window)
     tail = window[-recipe.f0_frames :]
+    if observed is not None and observed.ndim == 2:
+        seen = observed[-recipe.f0_frames :]
+        count = seen.sum(0)
+        enough = kind.where(count >= recipe.minimum_f0_frames, count, np.nan)
+        each: NDArray[np.float64] = kind.where(seen, tail, 0.0).sum(0, dtype=kind.float64) / enough
+        return each
     if observed is not None and not observed[-recipe.f0_frames :].all():
         tail = tail[observed[-recipe.f0_frames :]]
         if len(tail) < recipe.minimum_f0_frames:
             return np.full(window.shape[1], np.nan)
     # numpy adds in an order that depends on memory layout and on the number of columns. The sum is the same all the
     # same: 60 float32 values add up exactly in float64 while the largest is less than 2**23 times the smallest.
-    total: NDArray[np.float64] = np.add.reduce(tail, axis=0, dtype=np.float64)
-    return total / len(tail)
+    mean: NDArray[np.float64] = tail.sum(0, dtype=kind.float64) / len(tail)
+    return mean
 
 
 def delta_f(window: NDArray[np.float32], f0: NDArray[np.float64], *, out: NDArray[np.float32]) -> None:
     """Write dF/F of ``(frames, neurons)`` into ``out`` ``(neurons, frames)``: ``window / f0 - 1`` in float32."""
-    np.divide(window.T, f0.astype(np.float32)[:, None], out=out)
-    np.subtract(out, np.float32(1.0), out=out)
+    kind = _of_kind(window)
+    kind.divide(window.T, kind.asarray(f0, dtype=kind.float32)[:, None], out=out)
+    kind.subtract(out, 1.0, out=out)
 
 
 def write_baseline(
@@ -121,14 +149,15 @@ def write_baseline(
     """
     if window.shape[0] != recipe.baseline_frames:
         raise SignalError(f"the window has {window.shape[0]} frames, the recipe wants {recipe.baseline_frames}")
+    kind = _of_kind(window)
     f0 = baseline_f0(window, recipe=recipe, observed=observed)
     with np.errstate(invalid="ignore"):
-        valid = (f0 > np.maximum(f0_minimum, 0.0)) & (f0 < np.finfo(np.float32).max)
+        valid = (f0 > f0_minimum) & (f0 > 0.0) & (f0 < _LARGEST)
     with np.errstate(all="ignore"):
-        delta_f(window, np.where(valid, f0, 1.0), out=out)
-    finite = np.isfinite(out)
+        delta_f(window, kind.where(valid, f0, 1.0), out=out)
+    finite = kind.isfinite(out)
     if not finite.all():
-        valid &= finite.all(axis=1)
+        valid &= finite.all(1)
     if not valid.all():
         out[~valid] = 0.0
     return f0, valid
@@ -154,10 +183,11 @@ def f0_level(f0: NDArray[np.float64], usual: NDArray[np.float64]) -> NDArray[np.
     are clipped to +-3, and 0 for a neuron whose usual level (same units; 0 where it is not known) or F0 is not positive and
     finite.
     """
-    known = (usual > 0) & (f0 > 0) & np.isfinite(usual) & np.isfinite(f0)
-    ratio = np.where(known, usual, 1.0) / np.where(known, f0, 1.0)
-    level = np.stack([-np.log(ratio), ratio - 1.0], axis=-1)
-    clipped: NDArray[np.float32] = np.clip(level, -LARGEST_LEVEL, LARGEST_LEVEL).astype(np.float32)
+    kind = _of_kind(f0)
+    known = (usual > 0) & (f0 > 0) & kind.isfinite(usual) & kind.isfinite(f0)
+    ratio = kind.where(known, usual, 1.0) / kind.where(known, f0, 1.0)
+    level = kind.stack([-kind.log(ratio), ratio - 1.0], -1)
+    clipped: NDArray[np.float32] = kind.asarray(kind.clip(level, -LARGEST_LEVEL, LARGEST_LEVEL), dtype=kind.float32)
     return clipped
 
 

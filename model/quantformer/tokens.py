@@ -27,12 +27,13 @@ class TaskTokens(nn.Module):
     def neuron(self, row: Tensor) -> Tensor:
         """Vectors ``[B, d]`` of neuron rows int64 ``[B]``; -1 asks for the unknown vector."""
         known = (row >= 0)[:, None].to(self.offset.dtype)
-        return self.unknown + known * self.offset[row.clamp_min(0)]
+        # index_select: the gradient of indexing sorts the rows on a GPU.
+        return self.unknown + known * self.offset.index_select(0, row.clamp_min(0))
 
     def stimulus(self, features: Tensor, row: Tensor) -> Tensor:
         """Vectors ``[B, d]`` of encoded features ``[B, width]`` and id rows int64 ``[B]`` (-1: no id)."""
         vector: Tensor = features @ self.weight
         if len(self.stimulus_offset):
             known = (row >= 0)[:, None].to(vector.dtype)
-            vector = vector + known * self.stimulus_offset[row.clamp_min(0)]
+            vector = vector + known * self.stimulus_offset.index_select(0, row.clamp_min(0))
         return vector

@@ -19,6 +19,7 @@ from quantformer.losses import activation_loss, code_loss, shape_loss
 from quantformer.tokens import UNKNOWN, TaskTokens
 from quantformer_training.accelerator import Accelerator
 from quantformer_training.ahead import drawn_ahead
+from quantformer_training.device_rows import drawn_on
 from quantformer_training.examples import Examples, Vocabulary
 from quantformer_training.loop import LoopConfig, LoopResult, Report, in_batches, run_loop
 from quantformer_training.pretrain import Pretrained
@@ -146,6 +147,7 @@ def finetune(
     machine = accelerator or Accelerator()
     # Only now: the regressions that training begins at are solved on the CPU.
     nn.ModuleList([forecaster, *tokens]).to(machine.device)
+    real, pseudo = drawn_on(machine.device, real, pseudo)
     if teachers is not None:
         teachers.to(machine.device)
     # Every process validates on all rows: the mean over processes is the same.
@@ -261,12 +263,11 @@ def draw_epoch(
     drawn = [real.draw(round(share), rng)]
     if len(pseudo):
         drawn.append(pseudo.draw(round(config.pseudo_per_real * len(drawn[0])), rng))
-    rows = Examples.joined(drawn)
-    unknown = torch.from_numpy(rng.random(len(rows)) < config.drop_ids)
-    denied = torch.from_numpy(rng.random(len(rows)) < config.drop_stimulus)
-    # An epoch's rows go to the device together; batches are gathered there.
-    rows = withheld(rows, unknown=unknown, denied=denied).to(device)
-    return rows, torch.from_numpy(rng.permutation(len(rows))).to(device)
+    # An epoch's rows go to the device together, those that were not drawn there; batches are gathered there.
+    rows = Examples.joined([part.to(device) for part in drawn])
+    chosen = [rng.random(len(rows)) < part for part in (config.drop_ids, config.drop_stimulus)]
+    unknown, denied, order = (torch.from_numpy(of).to(device) for of in (*chosen, rng.permutation(len(rows))))
+    return withheld(rows, unknown=unknown, denied=denied), order
 
 
 def epoch_batches(

@@ -32,11 +32,11 @@ from quantformer_training.tuning import quantities
 #: Moments whose windows are in memory together while an index is made.
 _CHUNK = 64
 #: Rows of a drawn batch that share one draw of withheld frames.
-_SHARED_GAPS = 32
+SHARED_GAPS = 32
 #: Threads that gather an epoch's rows, at most; never more than torch computes with.
 MOST_THREADS = 8
-#: Rows that a thread gathers at a time: few enough for its cache, and a multiple of `_SHARED_GAPS`.
-_PIECE = 256 * _SHARED_GAPS
+#: Rows that a thread gathers at a time: few enough for its cache, and a multiple of `SHARED_GAPS`.
+_PIECE = 256 * SHARED_GAPS
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -133,7 +133,7 @@ class IndexedSource:
         self.parts, self.signal_scale, self.recipe = tuple(parts), signal_scale, recipe
         # In 32 bits part by part: those of all parts in 64 would be twice the index.
         found = [[axis.astype(np.int32) for axis in np.nonzero(part.trials.valid)] for part in self.parts]
-        self._rows = _Index(
+        self._rows = Index(
             part=np.repeat(np.arange(len(found), dtype=np.int16), [len(moment) for moment, _ in found]),
             moment=np.concatenate([moment for moment, _ in found]),
             neuron=np.concatenate([neuron for _, neuron in found]),
@@ -153,15 +153,12 @@ class IndexedSource:
 
     def draw(self, count: int, rng: np.random.Generator) -> Examples:
         """About ``count`` random rows; leads and gaps are drawn for every 32 of them."""
-        index = rng.choice(len(self), min(count, len(self)), replace=False)
-        groups = -(-len(index) // _SHARED_GAPS)
-        missing = np.stack([random_missing(self.recipe, rng) for _ in range(groups)])
-        rows = self._rows.select(index)
+        rows, missing = self.chosen(count, rng)
 
         def gathered(start: int) -> Examples:
-            groups = slice(start // _SHARED_GAPS, (start + _PIECE) // _SHARED_GAPS)
+            groups = slice(start // SHARED_GAPS, (start + _PIECE) // SHARED_GAPS)
             piece = rows.select(np.arange(start, min(start + _PIECE, len(rows))))
-            examples, valid = self._examples(piece, missing=missing[groups], together=_SHARED_GAPS)
+            examples, valid = self._examples(piece, missing=missing[groups], together=SHARED_GAPS)
             return examples if valid.all() else examples.select(torch.from_numpy(np.flatnonzero(valid)))
 
         starts = range(0, len(rows), _PIECE)
@@ -170,6 +167,12 @@ class IndexedSource:
             return Examples.joined([gathered(start) for start in starts])
         with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="gathering") as pool:
             return Examples.joined(list(pool.map(gathered, starts)))
+
+    def chosen(self, count: int, rng: np.random.Generator) -> tuple[Index, NDArray[np.bool_]]:
+        """The rows that `draw` gathers, and the frames withheld from each `SHARED_GAPS` of them, bool ``(groups, 96)``."""
+        index = rng.choice(len(self), min(count, len(self)), replace=False)
+        groups = -(-len(index) // SHARED_GAPS)
+        return self._rows.select(index), np.stack([random_missing(self.recipe, rng) for _ in range(groups)])
 
     def at_lead(self, lead: int, *, most: int | None = None) -> Examples:
         """Every row, or an even choice of ``most``, with the last ``lead`` frames withheld."""
@@ -235,7 +238,7 @@ class IndexedSource:
         return missing
 
     def _whole(self, chosen: NDArray[np.int64], *, missing: NDArray[np.bool_]) -> tuple[Examples, Tensor]:
-        index = _Index(
+        index = Index(
             part=np.zeros(len(chosen) * self.neurons, np.int16),
             moment=np.repeat(chosen, self.neurons).astype(np.int32),
             neuron=np.tile(np.arange(self.neurons, dtype=np.int32), len(chosen)),
@@ -243,12 +246,12 @@ class IndexedSource:
         examples, valid = self._examples(index, missing=missing, together=self.neurons)
         return examples, torch.from_numpy(valid)
 
-    def _here(self, index: _Index, number: int) -> NDArray[np.bool_] | slice:
+    def _here(self, index: Index, number: int) -> NDArray[np.bool_] | slice:
         """The rows of a part; of the only one, all, without a copy."""
         return slice(None) if len(self.parts) == 1 else index.part == number
 
     def _of(
-        self, index: _Index, tables: Sequence[NDArray[Any]], *, by: Literal["moment", "neuron", "both"] = "moment"
+        self, index: Index, tables: Sequence[NDArray[Any]], *, by: Literal["moment", "neuron", "both"] = "moment"
     ) -> NDArray[Any]:
         """Each row's entry in its part's table."""
         out = np.empty((len(index), *tables[0].shape[2 if by == "both" else 1 :]), tables[0].dtype)
@@ -258,7 +261,7 @@ class IndexedSource:
             out[here] = table[moment, neuron] if by == "both" else table[moment if by == "moment" else neuron]
         return out
 
-    def _cut(self, index: _Index, *, missing: NDArray[np.bool_], together: int | None = None) -> _Cut:
+    def _cut(self, index: Index, *, missing: NDArray[np.bool_], together: int | None = None) -> _Cut:
         """Windows of rows; ``missing`` bool ``(groups, 96)`` is shared by every ``together`` consecutive rows."""
         recipe = self.recipe
         window = np.empty((len(index), recipe.window_frames), np.float32)
@@ -308,7 +311,7 @@ class IndexedSource:
         )
 
     def _examples(
-        self, index: _Index, *, missing: NDArray[np.bool_], together: int | None = None
+        self, index: Index, *, missing: NDArray[np.bool_], together: int | None = None
     ) -> tuple[Examples, NDArray[np.bool_]]:
         cut = self._cut(index, missing=missing, together=together)
         scale = np.float32(self.signal_scale)
@@ -331,7 +334,7 @@ class IndexedSource:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Index:
+class Index:
     """Rows as numbers of a part, a moment of that part, and a neuron of its session."""
 
     part: NDArray[np.int16]
@@ -341,8 +344,9 @@ class _Index:
     def __len__(self) -> int:
         return len(self.part)
 
-    def select(self, index: NDArray[np.int64]) -> _Index:
-        return _Index(part=self.part[index], moment=self.moment[index], neuron=self.neuron[index])
+    def select(self, index: NDArray[np.int64]) -> Index:
+        """The rows at an index."""
+        return Index(part=self.part[index], moment=self.moment[index], neuron=self.neuron[index])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -19,6 +19,7 @@ from quantformer.patches import from_patches, to_patches
 from quantformer.tokens import TaskTokens
 from quantformer_training.accelerator import Accelerator
 from quantformer_training.ahead import drawn_ahead
+from quantformer_training.device_rows import drawn_on
 from quantformer_training.examples import Examples, Vocabulary
 from quantformer_training.finetune import (
     VALIDATION_LEADS,
@@ -111,6 +112,7 @@ def finetune_joint(
     machine = accelerator or Accelerator()
     # Only now, as in `finetune`.
     model = JointModel(forecaster, tokens_of(vocabulary, d=pretrained.config.d)).to(machine.device)
+    real, pseudo = drawn_on(machine.device, real, pseudo)
     held = [validation.at_lead(lead, most=config.validation_rows).to(machine.device) for lead in VALIDATION_LEADS]
 
     def loss(rows: Examples) -> Tensor:

@@ -32,6 +32,7 @@ from quantformer.labels import LabelRule
 from quantformer.recording import Provenance, Recording, StimulusTable
 from quantformer.signal import SignalRecipe
 from quantformer_training.accelerator import Accelerator, accelerator_of
+from quantformer_training.device_rows import drawn_on
 from quantformer_training.examples import Vocabulary
 from quantformer_training.finetune import FinetuneConfig, draw_epoch, finetune
 from quantformer_training.fit import vocabulary_of
@@ -268,11 +269,12 @@ def measure(
 def _drawn_alone(
     sources: Mapping[str, IndexedSource], *, config: FinetuneConfig, device: torch.device, times: int
 ) -> float:
-    """Rows a second of one network's epochs when nothing else runs."""
+    """Rows a second of one network's epochs when nothing else runs, drawn where training draws them."""
+    real, pseudo = drawn_on(device, sources["real"], sources["pseudo"])
     rates = []
     for epoch in range(times):
         before = _Clocks.read(device)
-        rows, _ = draw_epoch(sources["real"], sources["pseudo"], epoch, config=config, seed=0, device=device)
+        rows, _ = draw_epoch(real, pseudo, epoch, config=config, seed=0, device=device)
         rates.append(len(rows) / (_Clocks.read(device) - before).clock)
     return statistics.median(rates)
 
