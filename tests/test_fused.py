@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -14,8 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import quantformer
 from quantformer import layers
 from quantformer.config import PRESETS, ModelConfig
+from quantformer.fused_proof import ALLOWED, agree, differences
 from quantformer.layers import Block, Transformer, attention, fuses, knows
 
 GPU = torch.cuda.is_available()
@@ -234,3 +239,68 @@ def test_a_network_on_a_gpu_is_the_plain_one_nearly(preset: str, batch: int, mon
     assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
     monkeypatch.setattr(layers, "fuses", lambda tokens, *, heads: False)
     torch.testing.assert_close(network.eval()(tokens, slice(2, None)), exact)
+
+
+# --- the proof before they are used ------------------------------------------------------------------------------------
+
+
+@needs_gpu
+@needs_triton
+def test_the_kernels_agree_on_this_gpu() -> None:
+    assert max(differences(DEVICE).values()) <= ALLOWED / 3
+    assert agree(DEVICE)
+
+
+def in_place_of_kernels(*, answer: float = 1.0, slope: float = 1.0, dropout: float = 1.0) -> SimpleNamespace:
+    """What `quantformer.fused` offers, by plain layers in float32, off by these factors."""
+
+    class Off(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, tokens: Tensor) -> Tensor:
+            return tokens * answer
+
+        @staticmethod
+        def backward(ctx: Any, *slopes: Tensor) -> Tensor:
+            return slopes[0] * answer * slope
+
+    def feed(block: Block, tokens: Tensor) -> Tensor:
+        block.dropout.p *= dropout
+        return block.feed(tokens.float())
+
+    return SimpleNamespace(
+        attend=lambda block, tokens: block.attend(tokens.float()), feed=feed, normed=lambda norm, tokens: Off.apply(norm(tokens))
+    )
+
+
+@pytest.mark.parametrize(
+    ("off", "wrong"),
+    [
+        ({}, None),
+        ({"answer": 1.1}, "answer by 0.1"),
+        ({"answer": math.nan}, "answer by nan"),
+        ({"slope": 0.9}, "slopes by 0.1"),
+        ({"dropout": 2.0}, "dropout by"),
+    ],
+)
+def test_layers_are_fused_only_where_the_kernels_agree(
+    off: dict[str, float], wrong: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setitem(sys.modules, "quantformer.fused", in_place_of_kernels(**off))
+    monkeypatch.setattr(quantformer, "fused", sys.modules["quantformer.fused"], raising=False)
+    before = torch.get_rng_state()
+    assert agree(torch.device("cpu")) is (wrong is None)
+    assert (wrong or "layers are fused on cpu; largest relative difference") in caplog.text
+    assert torch.equal(torch.get_rng_state(), before), "training draws what it would have drawn"
+
+
+def test_a_compiler_that_fails_leaves_plain_layers(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> Tensor:
+        raise RuntimeError("no ptxas")
+
+    monkeypatch.setitem(sys.modules, "quantformer.fused", SimpleNamespace(attend=fail, feed=fail, normed=fail))
+    monkeypatch.setattr(quantformer, "fused", sys.modules["quantformer.fused"], raising=False)
+    assert not agree(torch.device("cpu"))
+    assert "not fused on cpu: RuntimeError: no ptxas" in caplog.text

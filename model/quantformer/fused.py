@@ -7,19 +7,22 @@ only what the weights' gradients need is written. `quantformer.layers` asks for 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 
 from quantformer import kernels
 
-#: Tokens of a tile, hidden units at a time, warps and stages of each kernel: the quickest of eight on an H200.
+if TYPE_CHECKING:
+    from quantformer.layers import Block
+
+#: Tokens of a tile, hidden units at a time, warps and stages of each kernel: the quickest of a dozen on an H200.
 _FEED = {"TILE": 64, "CHUNK": 64, "num_warps": 4, "num_stages": 3}
 _FEED_BACK = {"TILE": 64, "CHUNK": 64, "num_warps": 4, "num_stages": 2}
-_ATTEND = {"TILE": 64, "num_warps": 4, "num_stages": 3}
+_ATTEND = {"TILE": 64, "num_warps": 4, "num_stages": 3, "maxnreg": 168}
 _ATTEND_BACK = {"TILE": 64, "num_warps": 4, "num_stages": 3}
 _NORM = {"TILE": 32, "num_warps": 4}
 #: What products are computed in.
@@ -35,6 +38,32 @@ def _dropped(dropout: float) -> dict[str, Any]:
 def _room(weights: bool, shapes: tuple[tuple[int, ...], ...], *, like: Tensor) -> tuple[Tensor, ...]:
     """For what the weights' gradients are made of; where they are not asked for, nothing is written."""
     return tuple(like.new_empty(shape, dtype=NARROW) for shape in shapes) if weights else (like,) * len(shapes)
+
+
+def attend(block: Block, tokens: Tensor) -> Tensor:
+    """The first half of a layer, ``[B, P, d]`` in the tokens' type."""
+    norm, project, out = block.attention_norm, block.query_key_value, block.attention_out
+    attended: Tensor = Attend.apply(  # type: ignore[no-untyped-call]
+        tokens, norm.weight, norm.bias, project.weight, project.bias, out.weight, out.bias, block.heads, norm.eps,
+        block.dropout.p if block.training else 0.0,
+    )  # fmt: skip
+    return attended
+
+
+def feed(block: Block, tokens: Tensor) -> Tensor:
+    """The second half of a layer, ``[..., d]`` in the tokens' type."""
+    norm, into, back = block.feedforward_norm, block.expand, block.contract
+    fed: Tensor = FeedForward.apply(  # type: ignore[no-untyped-call]
+        tokens, norm.weight, norm.bias, into.weight, into.bias, back.weight, back.bias, norm.eps,
+        block.dropout.p if block.training else 0.0,
+    )  # fmt: skip
+    return fed
+
+
+def normed(norm: nn.LayerNorm, tokens: Tensor) -> Tensor:
+    """A layer norm, ``[..., d]`` in the tokens' type."""
+    answer: Tensor = Norm.apply(tokens, norm.weight, norm.bias, norm.eps)  # type: ignore[no-untyped-call]
+    return answer
 
 
 class Norm(Function):

@@ -34,14 +34,9 @@ class Block(nn.Module):
     def attend(self, tokens: Tensor) -> Tensor:
         """Self-attention with norm, dropout and residual."""
         if fuses(tokens, heads=self.heads):
-            from quantformer.fused import Attend
+            from quantformer import fused
 
-            norm, project, out = self.attention_norm, self.query_key_value, self.attention_out
-            attended: Tensor = Attend.apply(  # type: ignore[no-untyped-call]
-                tokens, norm.weight, norm.bias, project.weight, project.bias, out.weight, out.bias, self.heads, norm.eps,
-                self.dropout.p if self.training else 0.0,
-            )  # fmt: skip
-            return attended
+            return fused.attend(self, tokens)
         length, d = tokens.shape[1], tokens.shape[2]
         projected = self.query_key_value(self.attention_norm(tokens))
         query, key, value = (
@@ -55,14 +50,9 @@ class Block(nn.Module):
     def feed(self, tokens: Tensor) -> Tensor:
         """The feed-forward network with norm, dropout and residual."""
         if fuses(tokens, heads=self.heads):
-            from quantformer.fused import FeedForward
+            from quantformer import fused
 
-            norm, into, back = self.feedforward_norm, self.expand, self.contract
-            fed: Tensor = FeedForward.apply(  # type: ignore[no-untyped-call]
-                tokens, norm.weight, norm.bias, into.weight, into.bias, back.weight, back.bias, norm.eps,
-                self.dropout.p if self.training else 0.0,
-            )  # fmt: skip
-            return fed
+            return fused.feed(self, tokens)
         hidden = functional.gelu(self.expand(self.feedforward_norm(tokens)))
         result: Tensor = tokens + self.dropout(self.contract(hidden))
         return result
@@ -88,9 +78,15 @@ def knows(shape: torch.Size, *, heads: int) -> bool:
 
 @cache
 def _runs_on(device: torch.device) -> bool:
-    """Triton comes with torch's builds for CUDA; a tile and its weights want 112 KiB of a processor's own memory."""
+    """Triton comes with torch's builds for CUDA; a tile and its weights want 112 KiB of a processor's own memory. And then
+    the kernels have to agree with the layers there.
+    """
     room = torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor
-    return find_spec("triton") is not None and torch.cuda.is_bf16_supported() and room >= 160 * 1024
+    if find_spec("triton") is None or not torch.cuda.is_bf16_supported() or room < 160 * 1024:
+        return False
+    from quantformer.fused_proof import agree
+
+    return agree(device)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -114,19 +110,16 @@ class Transformer(nn.Module):
     def forward(self, tokens: Tensor, read: slice = slice(None)) -> Tensor:
         """Apply all layers; ``read`` are the tokens that the caller wants."""
         *first, last = self.blocks
-        fused = fuses(tokens, heads=self.heads)
-        if fused:
+        fuse = fuses(tokens, heads=self.heads)
+        if fuse:
             # Between its kernels too: they are quick enough to wait for memory.
             tokens = tokens.to(torch.bfloat16)
         for block in first:
             tokens = block(tokens)
         tokens = last(tokens, read)
-        if fused:
-            from quantformer.fused import Norm
+        if fuse:
+            from quantformer import fused
 
-            narrow: Tensor = Norm.apply(  # type: ignore[no-untyped-call]
-                tokens, self.norm.weight, self.norm.bias, self.norm.eps
-            )
-            return narrow
+            return fused.normed(self.norm, tokens)
         normed: Tensor = self.norm(tokens)
         return normed
