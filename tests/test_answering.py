@@ -46,7 +46,7 @@ def validity(
     slot = Slot()
     session.capture(question, slot)
     write_input(slot, bundle.recipe, out=np.empty((len(ROIS), 96), np.float32))
-    slot.probability = np.zeros(question.rows, np.float32)
+    slot.probability = np.zeros(question.subjects.rows, np.float32)
     answering = Answering(bundle)
     draft = answering.draft(question)
     answering.fill(draft, question, slot)
