@@ -104,7 +104,9 @@ def engine(path: Path, preset: str, stimuli: int, threads: int, *, precision: Pr
         population.baseline[:] = given["baseline"]
         population.level[:] = given["level"]
         found = network.ask(population, **asked)
-        return [one for one in (found.logit, found.response, found.spread) if one is not None]
+        assert found.response is not None
+        assert found.spread is not None
+        return [found.logit, found.response, found.spread]
 
     return call
 

@@ -18,6 +18,7 @@ import pytest
 from running_service import PATIENCE_S, ROIS, RunningService, clean_environment, command, until
 
 from quantformer.bundle import load_bundle
+from quantformer_cli.benchmark.bare import Bare, graph_run
 from quantformer_cli.benchmark.compare import differences, ratios
 from quantformer_cli.benchmark.growth import grown, isolation
 from quantformer_cli.benchmark.measure import Bench, Target, clock_offset, machine
@@ -101,6 +102,23 @@ def test_both_kinds_of_questions_against_bare_inference(target: Target) -> None:
         assert one.figures["bare"].mean > 0
         assert {"engine", "gateway", "client"} <= set(one.usage)
     assert notes == []
+
+
+@pytest.mark.parametrize(("forecast", "outputs"), [(True, 3), (False, 1)])
+def test_bare_inference_computes_what_was_asked_for(forecast: bool, outputs: int, tiny_bundle_path: Path) -> None:
+    bundle = load_bundle(tiny_bundle_path)
+    work = Bare(
+        bundle=str(tiny_bundle_path), provider="cpu", threads=1, rois=["n000"], stimuli=["dir=000"], probe=False,
+        forecast=forecast, rate_hz=30.0, jitter=0.0, frames=1, seed=0, out="",
+    )  # fmt: skip
+    inputs: dict[str, Any] = {
+        "baseline": np.zeros((1, 96), np.float32), "level": np.zeros((1, 2), np.float32),
+        "neuron": bundle.neurons(["n000"], unknown="refuse").vectors, "stimulus": bundle.stimulus("dir=000")[None],
+        "row_neuron": np.zeros(1, np.int64), "row_stimulus": np.zeros(1, np.int64),
+    }  # fmt: skip
+    run, provider = graph_run(work, bundle, inputs)
+    answers: Any = run()
+    assert (len(answers), provider) == (outputs, "cpu")
 
 
 @pytest.mark.parametrize("transport", ["tcp", "websocket", "rest"])

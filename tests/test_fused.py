@@ -120,11 +120,9 @@ def plain(block: Block, norm: nn.LayerNorm, tokens: Tensor) -> Tensor:
 
 
 def halves(fused: Any, block: Block, *, dropout: float = 0.0) -> tuple[Callable[[Tensor], Tensor], ...]:
-    a, qkv, out = block.attention_norm, block.query_key_value, block.attention_out
-    f, into, back = block.feedforward_norm, block.expand, block.contract
-    attend = (a.weight, a.bias, qkv.weight, qkv.bias, out.weight, out.bias, block.heads, a.eps, dropout)
-    feed = (f.weight, f.bias, into.weight, into.bias, back.weight, back.bias, f.eps, dropout)
-    return lambda x: fused.Attend.apply(x, *attend), lambda x: fused.FeedForward.apply(x, *feed)
+    block.dropout.p = dropout
+    block.train()
+    return lambda x: fused.attend(block, x), lambda x: fused.feed(block, x)
 
 
 def made(d: int, heads: int) -> nn.ModuleList:
@@ -161,7 +159,7 @@ def test_fused_halves_are_the_layer_forward_and_backward(
     tokens, slope = (torch.randn(batch, length, d, device=DEVICE) for _ in range(2))
 
     def work(given: Tensor) -> Tensor:
-        answer: Tensor = fused.Norm.apply(feed(attend(given)), norm.weight, norm.bias, norm.eps)
+        answer: Tensor = fused.normed(norm, feed(attend(given)))
         return answer
 
     found = slopes(modules, work, tokens, slope)
@@ -193,7 +191,7 @@ def test_nothing_beyond_the_rows_is_read_or_written(
     attend, feed = halves(fused, modules[0])
     tokens, slope = (between(torch.empty(batch, length, d, device=DEVICE)).normal_() for _ in range(2))
     monkeypatch.setattr(torch, "empty_like", between)
-    for half in (attend, feed, lambda given: fused.Norm.apply(given, modules[1].weight, modules[1].bias, 1e-5)):
+    for half in (attend, feed, lambda given: fused.normed(modules[1], given)):
         given = tokens.detach().requires_grad_()
         answer = half(given)
         answer.backward(slope)
@@ -251,7 +249,9 @@ def test_the_kernels_agree_on_this_gpu() -> None:
     assert agree(DEVICE)
 
 
-def in_place_of_kernels(*, answer: float = 1.0, slope: float = 1.0, dropout: float = 1.0) -> SimpleNamespace:
+def in_place_of_kernels(
+    *, answer: float = 1.0, slope: float = 1.0, dropout: float = 1.0, redrawn: bool = False
+) -> SimpleNamespace:
     """What `quantformer.fused` offers, by plain layers in float32, off by these factors."""
 
     class Off(torch.autograd.Function):
@@ -263,9 +263,22 @@ def in_place_of_kernels(*, answer: float = 1.0, slope: float = 1.0, dropout: flo
         def backward(ctx: Any, *slopes: Tensor) -> Tensor:
             return slopes[0] * answer * slope
 
+    class Redrawn(torch.autograd.Function):
+        """On the way back dropout takes others."""
+
+        @staticmethod
+        def forward(ctx: Any, fed: Tensor) -> Tensor:
+            return fed * 1.0
+
+        @staticmethod
+        def backward(ctx: Any, *slopes: Tensor) -> Tensor:
+            return slopes[0].roll(1, -1)
+
     def feed(block: Block, tokens: Tensor) -> Tensor:
         block.dropout.p *= dropout
-        return block.feed(tokens.float())
+        fed = block.feed(tokens.float())
+        answer: Tensor = Redrawn.apply(fed) if redrawn and block.training else fed
+        return answer
 
     return SimpleNamespace(
         attend=lambda block, tokens: block.attend(tokens.float()), feed=feed, normed=lambda norm, tokens: Off.apply(norm(tokens))
@@ -279,11 +292,12 @@ def in_place_of_kernels(*, answer: float = 1.0, slope: float = 1.0, dropout: flo
         ({"answer": 1.1}, "answer by 0.1"),
         ({"answer": math.nan}, "answer by nan"),
         ({"slope": 0.9}, "slopes by 0.1"),
-        ({"dropout": 2.0}, "dropout by"),
+        ({"dropout": 2.0}, "dropout's share by"),
+        ({"redrawn": True}, "dropout's slopes by"),
     ],
 )
 def test_layers_are_fused_only_where_the_kernels_agree(
-    off: dict[str, float], wrong: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    off: dict[str, Any], wrong: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     monkeypatch.setitem(sys.modules, "quantformer.fused", in_place_of_kernels(**off))

@@ -119,6 +119,21 @@ def test_a_device_that_answers_the_question_before_is_refused(bundle: Bundle, mo
     network.close()
 
 
+def test_a_wrong_probability_alone_is_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = bundle.in_precision("float32")
+    network = Network(asked, provider="cpu", threads=1)
+    real = network.ask
+
+    def ask(*given: Any, forecast: bool, **named: Any) -> Results:
+        found = real(*given, forecast=forecast, **named)
+        return found if forecast else Results(logit=found.logit + 1, response=None, spread=None)
+
+    monkeypatch.setattr(network, "ask", ask)
+    with pytest.raises(ProviderError, match=r"does: logit alone off by 1"):
+        prove(network, asked)
+    network.close()
+
+
 def test_an_engine_of_a_wrong_form_never_becomes_ready(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     for graph, right in ((harmed(bundle), False), (bundle.forms["int8"], True)):

@@ -40,8 +40,9 @@ def test_a_graph_that_the_runtime_does_not_take_is_refused_with_its_words(bundle
     broken = Bundle(
         path=bundle.path, digest=bundle.hash, manifest=bundle.manifest, vectors=bundle.vectors, graph=bundle.graph[:500]
     )
-    with pytest.raises(ProviderError, match="cannot be made ready on provider cpu"):
-        open_session(broken, provider="cpu")
+    for outputs in (None, ["logit"]):
+        with pytest.raises(ProviderError, match="cannot be made ready on provider cpu"):
+            open_session(broken, provider="cpu", outputs=outputs)
 
 
 def test_each_run_computes_on_the_callers_thread_and_no_thread_spins(bundle: Bundle) -> None:

@@ -43,7 +43,7 @@ def _room(weights: bool, shapes: tuple[tuple[int, ...], ...], *, like: Tensor) -
 def attend(block: Block, tokens: Tensor) -> Tensor:
     """The first half of a layer, ``[B, P, d]`` in the tokens' type."""
     norm, project, out = block.attention_norm, block.query_key_value, block.attention_out
-    attended: Tensor = Attend.apply(  # type: ignore[no-untyped-call]
+    attended: Tensor = Attend.apply(  # type: ignore[no-untyped-call]  # torch's own
         tokens, norm.weight, norm.bias, project.weight, project.bias, out.weight, out.bias, block.heads, norm.eps,
         block.dropout.p if block.training else 0.0,
     )  # fmt: skip
@@ -53,7 +53,7 @@ def attend(block: Block, tokens: Tensor) -> Tensor:
 def feed(block: Block, tokens: Tensor) -> Tensor:
     """The second half of a layer, ``[..., d]`` in the tokens' type."""
     norm, into, back = block.feedforward_norm, block.expand, block.contract
-    fed: Tensor = FeedForward.apply(  # type: ignore[no-untyped-call]
+    fed: Tensor = FeedForward.apply(  # type: ignore[no-untyped-call]  # torch's own
         tokens, norm.weight, norm.bias, into.weight, into.bias, back.weight, back.bias, norm.eps,
         block.dropout.p if block.training else 0.0,
     )  # fmt: skip
@@ -62,7 +62,7 @@ def feed(block: Block, tokens: Tensor) -> Tensor:
 
 def normed(norm: nn.LayerNorm, tokens: Tensor) -> Tensor:
     """A layer norm, ``[..., d]`` in the tokens' type."""
-    answer: Tensor = Norm.apply(tokens, norm.weight, norm.bias, norm.eps)  # type: ignore[no-untyped-call]
+    answer: Tensor = Norm.apply(tokens, norm.weight, norm.bias, norm.eps)  # type: ignore[no-untyped-call]  # torch's own
     return answer
 
 

@@ -19,7 +19,7 @@ from quantformer.bundle import Bundle, load_bundle
 from quantformer.errors import DataError
 from quantformer.signal import f0_level, write_baseline
 from quantformer_client import wire
-from quantformer_service.buffers import PROBABILITY
+from quantformer_service.buffers import FORECAST, PROBABILITY
 from quantformer_service.forms import Detail, Forecast
 from quantformer_service.questions import alternatives
 from quantformer_service.refusal import Refusal
@@ -103,7 +103,7 @@ class Predictor:
         s = len(shown.labels)
         wanted = asked.detail == "forecast"
         logit, *rest = self._sessions[wanted].run(
-            [PROBABILITY, "response", "spread"] if wanted else [PROBABILITY],
+            [PROBABILITY, *FORECAST] if wanted else [PROBABILITY],
             {
                 "baseline": dff,
                 "level": f0_level(f0, rows.usual_f0),

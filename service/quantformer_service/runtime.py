@@ -51,10 +51,10 @@ def open_session(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     wanted = RUNTIME_NAMES[name]
-    graph = bundle.graph if outputs is None else part_of(bundle.graph, outputs)
     cuda = _CUDA_OPTIONS | _CAPTURE if captured else _CUDA_OPTIONS
     providers: list[Any] = [wanted] if name == "cpu" else [(wanted, cuda), RUNTIME_NAMES["cpu"]]
     try:
+        graph = bundle.graph if outputs is None else part_of(bundle.graph, outputs)
         session = onnxruntime.InferenceSession(graph, sess_options=options, providers=providers)
     except Exception as error:
         # The runtime's own exceptions share no base class.

@@ -61,7 +61,7 @@ def bare(work: Bare, desk: Desk) -> dict[str, Any]:
         "row_neuron": np.tile(np.arange(rows), len(stimuli)),
         "row_stimulus": np.repeat(np.arange(len(stimuli)), rows),
     }
-    run, provider = (_as_served if work.lanes else _bare)(work, bundle, inputs)
+    run, provider = (_as_served if work.lanes else graph_run)(work, bundle, inputs)
     for _ in range(_WARM_UP):
         run()
     due_ns = schedule_ns(frames=work.frames, rate_hz=work.rate_hz, jitter=work.jitter, seed=work.seed)
@@ -77,8 +77,12 @@ def bare(work: Bare, desk: Desk) -> dict[str, Any]:
     return {"provider": provider, "bundle": bundle.hash}
 
 
-def _bare(work: Bare, bundle: Bundle, inputs: dict[str, NDArray[Any]]) -> tuple[Callable[[], object], str]:
-    """One run of the graph, and the provider that runs it."""
+def graph_run(work: Bare, bundle: Bundle, inputs: dict[str, NDArray[Any]]) -> tuple[Callable[[], object], str]:
+    """One run of the graph, or of its part that the probability needs, and the provider that runs it.
+
+    Raises:
+        UnavailableError: the graph has inputs that this does not know.
+    """
     from quantformer.errors import UnavailableError
     from quantformer_service.buffers import PROBABILITY
     from quantformer_service.runtime import open_session
