@@ -23,8 +23,9 @@ INSTALL = PIP_CONSTRAINT=constraints.txt $(PY) -m pip install --quiet
 demo: .venv/run.stamp
 	.venv/bin/quantformer demo
 
+# Two files at a time: whatever a test starts is its own, and none judges time.
 test: check
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 test-slow: .venv/dev.stamp
 	$(PY) -m pytest -m "slow and not soak"

@@ -260,6 +260,16 @@ def test_one_of_many_runs_does_not_ask_who_else_a_launcher_started(monkeypatch: 
     assert (type(machine), machine.ranks, machine.device) == (Accelerator, 1, torch.device("cpu"))
 
 
+def test_one_process_computes_products_in_the_precision_that_it_was_made_with() -> None:
+    factors = torch.ones(2, 2)
+    for precision, found in (("float32", torch.float32), ("bf16", torch.bfloat16)):
+        with Accelerator(precision=precision).autocast():
+            assert (factors @ factors).dtype == found
+    # A CPU trains in float32 whatever a study's GPUs do.
+    with one_process(device="cpu", precision="bf16").autocast():
+        assert (factors @ factors).dtype == torch.float32
+
+
 def test_fabric_is_imported_only_where_it_is_needed() -> None:
     program = (
         "import sys\n"

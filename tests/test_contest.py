@@ -16,9 +16,12 @@ from tiny_study import TINY, tiny_cohort
 from quantformer.activation_metrics import auroc_within
 from quantformer.errors import RecordingError, UsageError
 from quantformer.recording import Recording
+from quantformer_training import contest as contests
+from quantformer_training.accelerator import Accelerator
 from quantformer_training.contest import MODELS, Entry, _Course, contest
 from quantformer_training.effort import Effort
 from quantformer_training.indexed import IndexedTrials
+from quantformer_training.paper_design import DESIGNS
 from quantformer_training.pretrain import load_pretrained
 from quantformer_training.pretrain_cohort import pretrain_cohort
 from quantformer_training.run_data import MostTrials, RunData, split_of
@@ -193,6 +196,28 @@ def lay(session: StoredSession, study: dict[str, Any], *, effort: Effort = TINY,
         real = {part: permuted(member.real[part], rng) for part in PARTS}
         data = replace(data, members=(replace(member, real=real),))
     return _Course.lay(data, pretrained=load_pretrained(Path(study["pretrained"])), plain=None, effort=effort, seed=0)
+
+
+def test_lower_precision_is_for_our_own_networks_and_competitors_train_in_float32(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, study: dict[str, Any]
+) -> None:
+    session = write_session(small_recording(neurons=2, trials=48), tmp_path / "session")
+    ours, theirs = Accelerator(precision="bf16"), Accelerator()
+    course = replace(lay(session, study), accelerator=ours, competitors=theirs, plain=Path(study["plain"]))
+    trained: dict[str, list[Accelerator]] = {}
+    for training in ("finetune", "finetune_joint", "train_network"):
+        train_it = getattr(contests, training)
+
+        def noted(*network: Any, train_it: Any = train_it, accelerator: Accelerator, **of: Any) -> Any:
+            trained[name].append(accelerator)
+            return train_it(*network, accelerator=accelerator, **of)
+
+        monkeypatch.setattr(contests, training, noted)
+    for name in ("quantformer", "quantformer_joint", *DESIGNS, "lstm"):
+        trained[name] = []
+        assert course.enter(name).failure == ""
+    assert all(one is theirs for one in trained.pop("lstm"))
+    assert all(one is ours for machines in trained.values() for one in machines)
 
 
 def with_later_frames(recording: Recording, start: int) -> Recording:

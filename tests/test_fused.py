@@ -145,7 +145,8 @@ def slopes(modules: nn.ModuleList, work: Callable[[Tensor], Tensor], tokens: Ten
 
 
 def off(found: Tensor, true: Tensor) -> float:
-    return float((found.double() - true.double()).norm() / true.double().norm().clamp_min(1e-6))
+    found, true = found.detach().double(), true.detach().double()
+    return float((found - true).norm() / true.norm().clamp_min(1e-6))
 
 
 @needs_triton

@@ -49,7 +49,7 @@ def test_the_paper_preset_is_the_schedule_of_the_papers_tables() -> None:
     fit = read_run(FinetuneRun, None, flags={"preset": "paper", "seed": 2}).fit
     study = EFFORTS["paper"].seeded(2)
     assert fit.model == study.model
-    assert (fit.finetuning, fit.pretraining, fit.pretraining_batch) == (study.finetuning, study.pretraining, 32)
+    assert (fit.finetuning, fit.pretraining, fit.pretraining_batch) == (study.finetuning, study.pretraining, 2_048)
     assert (fit.finetuning.forecast.learning_rate, fit.finetuning.forecast.epochs) == (1e-3, 100)
 
 

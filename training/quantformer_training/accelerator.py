@@ -1,4 +1,4 @@
-"""Where a network trains: one process in float32, or bf16 and several processes through Lightning Fabric.
+"""Where a network trains: one process, or several through Lightning Fabric.
 
 Losses call submodules directly, so nothing is wrapped: each process computes the loss of its share of every batch, and the
 gradients are averaged over the processes before they are clipped. Fabric finds the device, starts the processes (or finds
@@ -27,7 +27,7 @@ _LAUNCHED = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
 class Accelerator:
-    """One process in float32, on the CPU unless said otherwise; what each method means where there is more stands with
+    """One process, in float32 on the CPU unless said otherwise; what each method means where there is more stands with
     `FabricAccelerator`.
     """
 
@@ -35,9 +35,10 @@ class Accelerator:
     ranks = 1
     device = torch.device("cpu")
 
-    def __init__(self, device: torch.device | None = None) -> None:
+    def __init__(self, device: torch.device | None = None, *, precision: str = "float32") -> None:
         if device is not None:
             self.device = device
+        self._narrow = precision == "bf16"
         #: Rows of all batches that were shared out since `begin`.
         self.rows = 0
         self._weight = 1.0
@@ -70,7 +71,7 @@ class Accelerator:
 
     def autocast(self) -> AbstractContextManager[object]:
         """The precision in which losses are computed."""
-        return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16) if self._narrow else nullcontext()
 
     def same_everywhere(self, network: nn.Module) -> None:
         """Give every process the first one's weights."""
@@ -239,9 +240,9 @@ def device_here(asked: str) -> str:
     return one_process(device=asked).device.type
 
 
-def one_process(*, device: str) -> Accelerator:
-    """This process alone in float32, on ``cpu`` or on the first GPU that it sees, whatever launcher started it: for one of
-    many runs, each of which is trained by one process.
+def one_process(*, device: str, precision: str = "float32") -> Accelerator:
+    """This process alone, on ``cpu`` in float32 or on the first GPU that it sees in ``precision``, whatever launcher started it:
+    for one of many runs, each of which is trained by one process.
 
     Raises:
         UsageError: no such device is known.
@@ -252,7 +253,7 @@ def one_process(*, device: str) -> Accelerator:
     if device == "cpu":
         return Accelerator()
     _require_gpus(1)
-    return Accelerator(torch.device(device, 0))
+    return Accelerator(torch.device(device, 0), precision=precision)
 
 
 def _require_gpus(processes: int) -> None:

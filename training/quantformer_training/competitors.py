@@ -72,7 +72,7 @@ class Budget:
     @classmethod
     def paper(cls) -> Budget:
         """For a GPU: the paper's 100 epochs at its learning rate, and at a third of it."""
-        return cls(epochs=100, rows_per_epoch=200_000, learning_rates=(1e-3, 3e-4), patience=10)
+        return cls(epochs=100, rows_per_epoch=200_000, learning_rates=(1e-3, 3e-4), batch=2_048, patience=10)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -117,7 +117,7 @@ def contest(
     strangers = [name for name in models if name not in MODELS]
     if strangers:
         raise UsageError(f"{', '.join(strangers)} is no model of the study; there are {', '.join(MODELS)}")
-    accelerator = one_process(device=device)
+    accelerator = one_process(device=device, precision=effort.gpu_precision)
     with one_thread(), threadpool_limits(limits=1):
         course = _Course.lay(
             _run(sessions, mouse=mouse, category=category, effort=effort, label=label),
@@ -128,6 +128,7 @@ def contest(
             effort=effort.seeded(seed),
             seed=seed,
             accelerator=accelerator,
+            competitors=one_process(device=device),
         )
         return [course.enter(name) for name in models]
 
@@ -154,7 +155,8 @@ def _run(sessions: tuple[str, ...], *, mouse: str, category: str, effort: Effort
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Course:
     """A run made ready, on which one model after the other is entered. Without ``forecasts`` QuantFormer is asked for the
-    activation alone: a forecast has no label, and was made under the usual one.
+    activation alone: a forecast has no label, and was made under the usual one. Its own designs train with ``accelerator``,
+    every other network with ``competitors``.
     """
 
     data: RunData
@@ -166,6 +168,7 @@ class _Course:
     effort: Effort
     seed: int
     accelerator: Accelerator
+    competitors: Accelerator
     known: Rows
     scene: Scene
 
@@ -181,6 +184,7 @@ class _Course:
         effort: Effort,
         seed: int,
         accelerator: Accelerator | None = None,
+        competitors: Accelerator | None = None,
     ) -> _Course:
         sources = data.sources(pretrained.signal_scale)
         context = _context_of(data)
@@ -204,6 +208,7 @@ class _Course:
             effort=effort,
             seed=seed,
             accelerator=accelerator or Accelerator(),
+            competitors=competitors or Accelerator(),
             known=known,
             scene=scene,
         )
@@ -241,7 +246,7 @@ class _Course:
         if name in ("quantformer", "quantformer_joint"):
             return self._quantformer(joint=name == "quantformer_joint")
         if name in DESIGNS:
-            return self._networks(self._design(name))
+            return self._networks(self._design(name), accelerator=self.accelerator)
         if name == BRAINLM_FINETUNED:
             if self.brainlm is None:
                 raise UsageError(
@@ -304,7 +309,7 @@ class _Course:
             teacher = replace(load_pretrained(self.plain), signal_scale=self.pretrained.signal_scale)
         return paper_design(name, title=MODELS[name].title, pretrained=teacher)
 
-    def _networks(self, spec: NetworkSpec) -> Answers:
+    def _networks(self, spec: NetworkSpec, *, accelerator: Accelerator | None = None) -> Answers:
         """One network a task, as every competitor of the paper."""
         vocabulary, sources, model = self.data.vocabulary, self.sources, self.effort.model
         config = NetworkConfig(
@@ -330,7 +335,7 @@ class _Course:
                 seed=self.seed,
                 signal_scale=self.pretrained.signal_scale,
                 report=_silent,
-                accelerator=self.accelerator,
+                accelerator=accelerator or self.competitors,
             )
 
         activation, forecast = trained("activation"), trained("forecast")

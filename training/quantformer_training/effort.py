@@ -16,7 +16,8 @@ from quantformer_training.run_data import MostTrials
 @dataclass(frozen=True, kw_only=True)
 class Effort:
     """``neurons`` a simulated mouse; ``pretraining_windows`` a session; ``classical_rows`` what a classical model reads, at
-    most; the rest as named.
+    most; the rest as named. ``gpu_precision`` is what QuantFormer's own networks train in on a GPU: competitors' train in
+    float32 everywhere, for not all of their libraries' operations know another.
     """
 
     preset: str
@@ -29,6 +30,7 @@ class Effort:
     budget: Budget
     most: MostTrials
     classical_rows: int
+    gpu_precision: str = "float32"
 
     def seeded(self, seed: int) -> Effort:
         """The same with every stage on this seed."""
@@ -96,11 +98,14 @@ EFFORTS: Mapping[str, Effort] = MappingProxyType(
             model=PRESETS["paper"],
             pretraining=LoopConfig(epochs=50, learning_rate=1e-4),
             pretraining_windows=100_000,
-            pretraining_batch=32,
+            # A batch of the paper is 32 population signals of some 241 neurons, 7,712 rows: with fewer than thousands a GPU
+            # waits for launches.
+            pretraining_batch=2_048,
             finetuning=_finetuning(_PAPER),
             budget=_PAPER,
             most=MostTrials(),
             classical_rows=200_000,
+            gpu_precision="bf16",
         ),
     }
 )

@@ -182,12 +182,14 @@ def pretrain(
             stage="pre-training", network=network, config=loop, losses=partial(losses, drawn), validate=validate,
             report=report, checkpoint=checkpoint, fingerprint=mark, accelerator=machine, checkpoint_s=checkpoint_s,
         )  # fmt: skip
-    frozen = network.cpu().freeze()
+    frozen = network.freeze()
+    # Where the windows are: there may be millions.
+    code_patch = mean_code_patches(frozen, data, config=config).cpu()
     return Pretrained(
         config=config,
-        autoencoder=frozen,
+        autoencoder=frozen.cpu(),
         signal_scale=scale,
-        code_patch=mean_code_patches(frozen, data.cpu(), config=config),
+        code_patch=code_patch,
         result=result,
     )
 
@@ -265,8 +267,8 @@ def load_pretrained(directory: Path) -> Pretrained:
 @torch.no_grad()
 def mean_code_patches(autoencoder: FrozenAutoencoder, data: Tensor, *, config: ModelConfig) -> Tensor:
     """Mean patch ``[K, frames]`` of the windows ``[n, 160]`` that each code stood for; zeros for an unused code."""
-    total = torch.zeros(config.codes, config.patch_frames)
-    count = torch.zeros(config.codes)
+    total = torch.zeros(config.codes, config.patch_frames, device=data.device)
+    count = torch.zeros(config.codes, device=data.device)
     for rows in in_batches(data, 1024):
         codes = autoencoder.codes(rows, patch_frames=config.patch_frames).flatten()
         patches = to_patches(rows, patch_frames=config.patch_frames).flatten(0, 1)

@@ -48,7 +48,7 @@ def pretrain_cohort(
         DataError: nothing is left to learn from.
         UsageError: the device is not known. UnavailableError: ``cuda`` was asked for and torch sees no GPU.
     """
-    accelerator = one_process(device=device)
+    accelerator = one_process(device=device, precision=effort.gpu_precision)
     stored = [open_session(Path(path)) for path in sessions]
     config = effort.seeded(seed)
     mark = repr([[one.fingerprint for one in stored], config, without_mouse, without_category, quantized])

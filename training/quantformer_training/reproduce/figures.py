@@ -50,8 +50,8 @@ def draw(*, drawing: Drawing, out: str, device: str = "cpu") -> Gallery:
         DataError: no category could be used.
         UsageError: the device is not known. UnavailableError: ``cuda`` was asked for and torch sees no GPU.
     """
-    directory, accelerator = Path(out), one_process(device=device)
     pretrained, effort = load_pretrained(Path(drawing.pretrained)), drawing.effort.seeded(drawing.seed)
+    directory, accelerator = Path(out), one_process(device=device, precision=effort.gpu_precision)
     explained: dict[str, Explained] = {}
     unusable: dict[str, str] = {}
     with one_thread():
