@@ -31,8 +31,9 @@ def test_ports_are_four_different_ones() -> None:
 
 
 def test_inside_it_is_ready_and_afterwards_it_is_gone(tiny_bundle_path: Path, tmp_path: Path) -> None:
+    others = psutil.Process().children(recursive=True)
     with Service(tiny_bundle_path, log=tmp_path / "service.log") as service:
-        children = psutil.Process().children(recursive=True)
+        children = set(psutil.Process().children(recursive=True)).difference(others)
         with Rest(port=service.ports.http) as rest:
             assert rest.ready()["ready"]
     assert service.status == 130

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from quantformer.bundle import Bundle, load_bundle
+from quantformer_service import network as networks
 from quantformer_service.buffers import MOST_POPULATIONS, Bucket, Device, Results
 from quantformer_service.network import Network, fastest
 from quantformer_service.runtime import open_session
@@ -53,6 +55,23 @@ def test_preparing_and_pulses_change_no_answer(bundle: Bundle, device: Device | 
         found = answered(network, asked)
         for one, other in zip((found.logit, found.response, found.spread), expected, strict=True):
             np.testing.assert_allclose(one, other, atol=1e-6, rtol=1e-5)
+    network.close()
+
+
+def test_a_pulse_is_what_was_asked_last_where_that_is_little(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, asked = Network(bundle, provider="cpu", device=Device(padded=True, lanes=2)), question(bundle)
+    ran: list[Sequence[Any]] = []
+    monkeypatch.setattr(network._lanes, "run", ran.append)
+    network.pulse()
+    answered(network, asked)
+    little = network._last
+    assert little is not None
+    network.pulse()
+    monkeypatch.setattr(networks, "PULSE_ROWS", 8)
+    answered(network, asked)
+    network.pulse()
+    assert len(ran[0]) == 1, "the probability alone"
+    assert [list(runs) for runs in ran] == [list(ran[0]), list(little.runs), list(ran[0])]
     network.close()
 
 

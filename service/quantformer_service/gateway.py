@@ -20,7 +20,7 @@ from quantformer_service.supervisor import listen
 
 _log = logging.getLogger(__name__)
 #: Lower priority than the engine's, higher than the predictor's.
-NICENESS = 5
+NICENESS = 12
 _POLL_S = 0.05
 
 

@@ -26,6 +26,7 @@ from quantformer_service.batch import cost_of, first_batch
 from quantformer_service.buffers import Bucket, Population, Results
 from quantformer_service.network import Network
 from quantformer_service.proof import prove
+from quantformer_service.rhythm import Rhythm
 from quantformer_service.runtime import Provider
 
 _log = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ class Inference:
         self._ending = False
         self._done: SimpleQueue[Slot] = SimpleQueue()
         self._preparations: deque[_Preparation] = deque()
-        self._busy_s = 0.0
+        self._busy_s, self._rhythm = 0.0, Rhythm()
         self.ready = threading.Event()
         self.failure: Exception | None = None
         self.provider, self.threads = "none", threads
@@ -224,7 +225,7 @@ class Inference:
             if self._preparations:
                 ready = self._preparations.popleft()
                 network.prepare(ready.vectors, stimuli=ready.stimuli, rows=ready.rows, forecast=ready.forecast)
-            else:
+            elif not self._rhythm.is_near(time.perf_counter_ns()):
                 network.pulse()
         except Exception:
             # The question itself will meet the same error, and tell who asked. Until then no pulse fails again.
@@ -250,6 +251,7 @@ class Inference:
 
     def _answer(self, network: Network, batch: Sequence[Slot]) -> None:
         """Compute a batch. What one question meets is its own failure; each goes back when it and those before it are done."""
+        self._rhythm.asked(batch[0].submitted_ns)
         for slot in batch:
             slot.failure, slot.done_ns = None, 0
         self._batch.extend(batch)

@@ -16,6 +16,8 @@ from quantformer_service.runtime import RUNTIME_NAMES, Provider, open_session
 
 #: Rows that a number of threads is measured with, at most; runs of each; and seconds after which it has had enough of them.
 MEASURED_ROWS, MEASURED_RUNS, MEASURED_S = 256, 5, 0.3
+#: Rows that a pulse computes at most.
+PULSE_ROWS = 1024
 #: More threads are taken only for being faster by this factor: a core that helps little is better left to the loop.
 WORTH_A_THREAD = 1.05
 
@@ -51,6 +53,7 @@ class Network:
         self._device, self._lanes = device, Lanes(device.lanes)
         self._populations = Populations(self._sessions, shape=self._shape, device=device)
         self._begun: list[Population] = []
+        self._last: Bucket | None = None
 
     @property
     def threads(self) -> int:
@@ -89,6 +92,7 @@ class Network:
             bucket.capture()
         population.busy = True
         self._begun.append(population)
+        self._last = bucket if len(row_neuron) <= PULSE_ROWS else None
         self._lanes.begin(bucket.runs, then=lambda error: then(bucket, error))
 
     def end(self) -> None:
@@ -143,8 +147,11 @@ class Network:
             population.bucket(stimuli=stimuli, rows=rows, forecast=forecast)
 
     def pulse(self) -> None:
-        """The least question there is, answered to nobody: a GPU that has nothing to do lowers its clocks."""
-        self._lanes.run(self.place(self._still).bucket(stimuli=1, rows=1, forecast=False).runs)
+        """What was asked last, or the least question there is where that would take long, answered to nobody: a GPU that has
+        nothing to do lowers its clocks, and its launches grow slow.
+        """
+        bucket = self._last or self.place(self._still).bucket(stimuli=1, rows=1, forecast=False)
+        self._lanes.run(bucket.runs)
 
     def close(self) -> None:
         """End the lanes."""

@@ -27,7 +27,7 @@ from quantformer_service.runtime import open_session
 from quantformer_service.settings import Settings
 
 LENGTH = struct.Struct("<I")
-NICENESS = 10
+NICENESS = 15
 
 
 class Predict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
