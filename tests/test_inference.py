@@ -12,7 +12,9 @@ import pytest
 from quantformer.bundle import Bundle, load_bundle
 from quantformer.errors import ProviderError
 from quantformer.signal import f0_level, read_baseline, window_on_grid
+from quantformer_service.buffers import Device
 from quantformer_service.inference import Inference, Slot, write_input
+from quantformer_service.network import Network
 from quantformer_service.runtime import open_session
 
 PATIENCE_S = 60.0
@@ -307,6 +309,21 @@ def test_a_preparation_that_fails_is_logged_and_the_thread_goes_on(
         assert time.monotonic() < end
         time.sleep(0.01)
     assert computed(inference, woken, filled(bundle)).failure is None
+    assert inference.stop(PATIENCE_S)
+
+
+def test_no_pulse_begins_when_the_next_question_is_due(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    inference, woken = started(bundle, threads=1)
+    network = Network(bundle, provider="cpu", device=Device(padded=True))
+    clock_ms, pulses = [0], list[int]()
+    monkeypatch.setattr(network, "pulse", lambda: pulses.append(clock_ms[0]))
+    monkeypatch.setattr("quantformer_service.inference.time.perf_counter_ns", lambda: clock_ms[0] * 1_000_000)
+    for clock_ms[0] in (10_000, 10_033):
+        assert computed(inference, woken, filled(bundle)).failure is None
+    for clock_ms[0] in range(10_034, 10_075):
+        inference._use_idle_time(network)
+    assert sorted({*range(10_034, 10_075)}.difference(pulses)) == [10_065, 10_066]
+    network.close()
     assert inference.stop(PATIENCE_S)
 
 

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from quantformer_client import wire
 from quantformer_client.wire import ErrorCode
 from quantformer_service.refusal import Refusal
-from quantformer_service.trigger import Disarmed, Reason, Trigger, TriggerState
+from quantformer_service.trigger import REMEMBERED, Disarmed, Reason, Trigger, TriggerState
 
 ROIS = ("a", "b", "c", "d")
 SECOND = 1_000_000_000
@@ -174,6 +174,22 @@ def test_replacing_a_rule_does_not_cut_its_refractory_period() -> None:
     assert only(trigger, answer()) == "fired"
     trigger.set_rule(a_rule(threshold=0.4))
     assert only(trigger, answer()) == "refractory"
+
+
+def test_removing_a_rule_and_setting_it_again_does_not_cut_its_refractory_period() -> None:
+    trigger = armed()
+    assert only(trigger, answer()) == "fired"
+    trigger.remove_rule("r")
+    # Whatever else is set, fires and goes meanwhile, within what is remembered.
+    for number in range(REMEMBERED - 1):
+        trigger.set_rule(a_rule(rule=f"other {number}"))
+        assert only(trigger, answer()) == "fired"
+        trigger.remove_rule(f"other {number}")
+    trigger.set_rule(a_rule())
+    assert only(trigger, answer()) == "refractory"
+    trigger.set_rule(a_rule(rule="one more"))
+    assert [decision.reason for decision in trigger.decide(answer(), now_ns=NOW)] == ["refractory", "fired"]
+    assert len(trigger._fired_ns) == REMEMBERED
 
 
 @pytest.mark.parametrize(

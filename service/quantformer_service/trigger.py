@@ -24,6 +24,8 @@ from quantformer_service.refusal import Refusal
 
 #: Most rules of a session.
 MOST_RULES = 64
+#: Rules, removed ones too, of which it is remembered when they fired.
+REMEMBERED = 4 * MOST_RULES
 
 
 class TriggerState(StrEnum):
@@ -75,6 +77,7 @@ class Trigger:
         self._rois = rois
         self._index = {name: row for row, name in enumerate(rois)}
         self._rules: dict[str, wire.Rule] = {}
+        # Of removed rules too, so that one that is set again does not fire sooner; who fired last stands last.
         self._fired_ns: dict[str, int] = {}
         self._lease = 0
         self._lease_ns = 0
@@ -84,7 +87,7 @@ class Trigger:
         self.refused: Counter[str] = Counter()
 
     def set_rule(self, rule: wire.Rule) -> None:
-        """Add a rule, or replace the one of its name; a replaced rule keeps its refractory period.
+        """Add a rule, or replace the one of its name; replaced, or removed and set again, it keeps its refractory period.
 
         Raises:
             Refusal: unknown or doubled ROIs, more asked than named, or too many rules.
@@ -114,7 +117,6 @@ class Trigger:
         if self._rules.pop(name, None) is None:
             known = ", ".join(self._rules) or "none"
             raise Refusal(ErrorCode.UNKNOWN_RULE, f"rule {name!r} is not there; the session has: {known}")
-        self._fired_ns.pop(name, None)
 
     @property
     def rules(self) -> list[wire.Rule]:
@@ -216,7 +218,7 @@ class Trigger:
         )
         reason = next((reason for reason, passed in checks if not passed), Reason.FIRED)
         if reason == Reason.FIRED:
-            self._fired_ns[rule.rule] = now_ns
+            self._remember(rule.rule, now_ns)
             self.fired += 1
         else:
             self.refused[reason.value] += 1
@@ -242,6 +244,13 @@ class Trigger:
             done_ns=answer.done_ns,
             decided_ns=now_ns,
         )
+
+    def _remember(self, name: str, now_ns: int) -> None:
+        """When a rule fired; of removed ones that which fired longest ago is forgotten first."""
+        self._fired_ns.pop(name, None)
+        self._fired_ns[name] = now_ns
+        if len(self._fired_ns) > REMEMBERED:
+            del self._fired_ns[next(one for one in self._fired_ns if one not in self._rules)]
 
     @staticmethod
     def _lacking(bits: NDArray[np.uint8]) -> Reason:
