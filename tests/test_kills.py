@@ -18,9 +18,11 @@ def ports(service: RunningService) -> dict[str, int]:
 
 
 @pytest.mark.slow
-def test_engine_and_recorder_are_killed_and_nothing_acknowledged_is_gone(tiny_bundle_path: Path, tmp_path: Path) -> None:
-    recordings = tmp_path / "recordings"
-    recordings.mkdir()
+def test_engine_and_recorder_are_killed_and_nothing_acknowledged_is_gone(
+    tiny_bundle_path: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    # Its path is short: a local socket lies in it.
+    recordings = tmp_path_factory.mktemp("recordings")
     with RunningService(
         tiny_bundle_path, folder=tmp_path, record=recordings, restart_limit=1000, restart_window_s=1
     ) as service:

@@ -338,9 +338,10 @@ def test_what_was_acknowledged_survives_two_hundred_kills(tiny_bundle_path: Path
 
 
 def test_in_the_service_a_killed_recorder_comes_back_and_a_killed_engine_leaves_its_file_whole(
-    tiny_bundle_path: Path, tmp_path: Path
+    tiny_bundle_path: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    directory = tmp_path / "recordings"
+    # Its path is short: a local socket lies in it.
+    directory = tmp_path_factory.mktemp("recordings")
     with RunningService(tiny_bundle_path, folder=tmp_path, record=directory) as service:
         scope = service.microscope()
         with scope.connection:
