@@ -265,6 +265,8 @@ def test_one_process_computes_products_in_the_precision_that_it_was_made_with() 
     for precision, found in (("float32", torch.float32), ("bf16", torch.bfloat16)):
         with Accelerator(precision=precision).autocast():
             assert (factors @ factors).dtype == found
+    with pytest.raises(UsageError, match="precision is 'float16', expected one of float32, bf16"):
+        one_process(device="cpu", precision="float16")
     # A CPU trains in float32 whatever a study's GPUs do.
     with one_process(device="cpu", precision="bf16").autocast():
         assert (factors @ factors).dtype == torch.float32

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import small_model  # noqa: F401  # one thread of torch
+import torch
 from small_recording import GRATING, small_recording
 from tiny_study import TINY, tiny_cohort
 
 from quantformer.activation_metrics import auroc_within
-from quantformer.errors import RecordingError, UsageError
+from quantformer.errors import RecordingError, UnavailableError, UsageError
 from quantformer.recording import Recording
 from quantformer_training import contest as contests
+from quantformer_training import pretrain_cohort as cohorts
 from quantformer_training.accelerator import Accelerator
 from quantformer_training.contest import MODELS, Entry, _Course, contest
 from quantformer_training.effort import Effort
@@ -24,6 +26,8 @@ from quantformer_training.indexed import IndexedTrials
 from quantformer_training.paper_design import DESIGNS
 from quantformer_training.pretrain import load_pretrained
 from quantformer_training.pretrain_cohort import pretrain_cohort
+from quantformer_training.reproduce import figures as figures_of_a_study
+from quantformer_training.reproduce.figures import Drawing, draw
 from quantformer_training.run_data import MostTrials, RunData, split_of
 from quantformer_training.splits import PARTS
 from quantformer_training.store import StoredSession, open_session, write_session
@@ -202,22 +206,45 @@ def test_lower_precision_is_for_our_own_networks_and_competitors_train_in_float3
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, study: dict[str, Any]
 ) -> None:
     session = write_session(small_recording(neurons=2, trials=48), tmp_path / "session")
-    ours, theirs = Accelerator(precision="bf16"), Accelerator()
-    course = replace(lay(session, study), accelerator=ours, competitors=theirs, plain=Path(study["plain"]))
-    trained: dict[str, list[Accelerator]] = {}
+    course = replace(lay(session, study), accelerator=Accelerator(precision="bf16"), plain=Path(study["plain"]))
+    trained: dict[str, set[torch.dtype]] = {}
     for training in ("finetune", "finetune_joint", "train_network"):
         train_it = getattr(contests, training)
 
         def noted(*network: Any, train_it: Any = train_it, accelerator: Accelerator, **of: Any) -> Any:
-            trained[name].append(accelerator)
+            with accelerator.autocast():
+                trained[name].add((torch.ones(1, 1) @ torch.ones(1, 1)).dtype)
             return train_it(*network, accelerator=accelerator, **of)
 
         monkeypatch.setattr(contests, training, noted)
     for name in ("quantformer", "quantformer_joint", *DESIGNS, "lstm"):
-        trained[name] = []
+        trained[name] = set()
         assert course.enter(name).failure == ""
-    assert all(one is theirs for one in trained.pop("lstm"))
-    assert all(one is ours for machines in trained.values() for one in machines)
+    assert trained.pop("lstm") == {torch.float32}
+    assert all(found == {torch.bfloat16} for found in trained.values())
+
+
+def test_whatever_trains_our_networks_asks_for_the_precision_of_the_study(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, study: dict[str, Any]
+) -> None:
+    asked: list[str] = []
+
+    def asked_for(*, device: str, precision: str = "float32") -> Accelerator:
+        asked.append(precision)
+        raise UnavailableError("that is all")
+
+    for module in (contests, cohorts, figures_of_a_study):
+        monkeypatch.setattr(module, "one_process", asked_for)
+    effort = replace(TINY, gpu_precision="bf16")
+    drawing = Drawing(sessions={}, pretrained=study["pretrained"], effort=effort, seed=0, mark="")
+    for work in (
+        lambda: contest(models=("quantformer",), **{**study, "effort": effort}),
+        lambda: pretrain_cohort(sessions=study["sessions"], effort=effort, out=str(tmp_path), seed=0),
+        lambda: draw(drawing=drawing, out=str(tmp_path)),
+    ):
+        with pytest.raises(UnavailableError, match="that is all"):
+            work()
+    assert asked == ["bf16"] * 3
 
 
 def with_later_frames(recording: Recording, start: int) -> Recording:

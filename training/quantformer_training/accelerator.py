@@ -193,9 +193,7 @@ def accelerator_of(
         UnavailableError: ``cuda`` was asked for and there is no such device, or not so many.
         MissingExtraError: lightning-fabric is not installed and is needed.
     """
-    for name, value, known in (("device", device, DEVICES), ("precision", precision, PRECISIONS)):
-        if value not in known:
-            raise UsageError(f"{name} is {value!r}, expected one of {', '.join(known)}")
+    _check_known(device=device, precision=precision)
     if processes < 1 or nodes < 1:
         raise UsageError(f"processes = {processes} and nodes = {nodes}; expected at least 1 of each")
     for variable in _LAUNCHED:
@@ -245,15 +243,20 @@ def one_process(*, device: str, precision: str = "float32") -> Accelerator:
     for one of many runs, each of which is trained by one process.
 
     Raises:
-        UsageError: no such device is known.
+        UsageError: no such device or precision is known.
         UnavailableError: ``cuda`` was asked for and torch sees no GPU.
     """
-    if device not in DEVICES:
-        raise UsageError(f"device is {device!r}, expected one of {', '.join(DEVICES)}")
+    _check_known(device=device, precision=precision)
     if device == "cpu":
         return Accelerator()
     _require_gpus(1)
     return Accelerator(torch.device(device, 0), precision=precision)
+
+
+def _check_known(*, device: str, precision: str) -> None:
+    for name, value, known in (("device", device, DEVICES), ("precision", precision, PRECISIONS)):
+        if value not in known:
+            raise UsageError(f"{name} is {value!r}, expected one of {', '.join(known)}")
 
 
 def _require_gpus(processes: int) -> None:

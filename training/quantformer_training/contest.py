@@ -128,7 +128,6 @@ def contest(
             effort=effort.seeded(seed),
             seed=seed,
             accelerator=accelerator,
-            competitors=one_process(device=device),
         )
         return [course.enter(name) for name in models]
 
@@ -155,8 +154,8 @@ def _run(sessions: tuple[str, ...], *, mouse: str, category: str, effort: Effort
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Course:
     """A run made ready, on which one model after the other is entered. Without ``forecasts`` QuantFormer is asked for the
-    activation alone: a forecast has no label, and was made under the usual one. Its own designs train with ``accelerator``,
-    every other network with ``competitors``.
+    activation alone: a forecast has no label, and was made under the usual one. Its own designs train in the precision of
+    ``accelerator``, every other network in float32 on its device.
     """
 
     data: RunData
@@ -168,7 +167,6 @@ class _Course:
     effort: Effort
     seed: int
     accelerator: Accelerator
-    competitors: Accelerator
     known: Rows
     scene: Scene
 
@@ -184,7 +182,6 @@ class _Course:
         effort: Effort,
         seed: int,
         accelerator: Accelerator | None = None,
-        competitors: Accelerator | None = None,
     ) -> _Course:
         sources = data.sources(pretrained.signal_scale)
         context = _context_of(data)
@@ -208,7 +205,6 @@ class _Course:
             effort=effort,
             seed=seed,
             accelerator=accelerator or Accelerator(),
-            competitors=competitors or Accelerator(),
             known=known,
             scene=scene,
         )
@@ -252,9 +248,9 @@ class _Course:
                 raise UsageError(
                     f"{name} needs the published weights, which are not part of this project; none were given"
                 )
-            return self._networks(finetuned_brainlm(self.brainlm))
+            return self._networks(finetuned_brainlm(self.brainlm), accelerator=self._in_float32)
         if name in NETWORKS:
-            return self._networks(NETWORKS[name])
+            return self._networks(NETWORKS[name], accelerator=self._in_float32)
         if name in POPULATION_BASELINES and self.known.context is None:
             raise RecordingError("several mice have no common population; ask one mouse at a time")
         if name in FORECAST_BASELINES:
@@ -301,6 +297,10 @@ class _Course:
             parameters=sum(p.numel() for p in set(model.forecaster.parameters()) if p.requires_grad),
         )
 
+    @property
+    def _in_float32(self) -> Accelerator:
+        return Accelerator(self.accelerator.device)
+
     def _design(self, name: str) -> NetworkSpec:
         teacher = self.pretrained
         if name == "ablation_autoencoder":
@@ -309,7 +309,7 @@ class _Course:
             teacher = replace(load_pretrained(self.plain), signal_scale=self.pretrained.signal_scale)
         return paper_design(name, title=MODELS[name].title, pretrained=teacher)
 
-    def _networks(self, spec: NetworkSpec, *, accelerator: Accelerator | None = None) -> Answers:
+    def _networks(self, spec: NetworkSpec, *, accelerator: Accelerator) -> Answers:
         """One network a task, as every competitor of the paper."""
         vocabulary, sources, model = self.data.vocabulary, self.sources, self.effort.model
         config = NetworkConfig(
@@ -335,7 +335,7 @@ class _Course:
                 seed=self.seed,
                 signal_scale=self.pretrained.signal_scale,
                 report=_silent,
-                accelerator=accelerator or self.competitors,
+                accelerator=accelerator,
             )
 
         activation, forecast = trained("activation"), trained("forecast")

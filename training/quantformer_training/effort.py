@@ -98,8 +98,8 @@ EFFORTS: Mapping[str, Effort] = MappingProxyType(
             model=PRESETS["paper"],
             pretraining=LoopConfig(epochs=50, learning_rate=1e-4),
             pretraining_windows=100_000,
-            # A batch of the paper is 32 population signals of some 241 neurons, 7,712 rows: with fewer than thousands a GPU
-            # waits for launches.
+            # The paper's batch of 32 is taken for population signals of some 241 neurons, 7,712 rows: with fewer than
+            # thousands a GPU waits for launches.
             pretraining_batch=2_048,
             finetuning=_finetuning(_PAPER),
             budget=_PAPER,
