@@ -43,7 +43,7 @@ def test_a_file_overrides_the_preset_and_options_override_the_file(tmp_path: Pat
 
 
 def test_the_paper_preset_is_the_schedule_of_the_papers_tables() -> None:
-    # NOTES, optimiser: pre-training 1e-4, 50 epochs; downstream 1e-3, 100 epochs. Its batch of 32 is taken for population signals.
+    # NOTES, optimiser: pre-training 1e-4, 50 epochs; downstream 1e-3, 100 epochs. Batch: docs/running.md.
     run = read_run(PretrainRun, None, flags={"preset": "paper", "seed": 2})
     assert (run.loop.learning_rate, run.loop.epochs, run.batch, run.loop.seed) == (1e-4, 50, 2_048, 2)
     fit = read_run(FinetuneRun, None, flags={"preset": "paper", "seed": 2}).fit
