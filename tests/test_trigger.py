@@ -192,6 +192,21 @@ def test_removing_a_rule_and_setting_it_again_does_not_cut_its_refractory_period
     assert len(trigger._fired_ns) == REMEMBERED
 
 
+def test_a_removed_rule_that_fired_lately_is_remembered_however_long_ago_it_fired_first() -> None:
+    trigger = armed(a_rule(refractory_s=0.0))
+    assert only(trigger, answer()) == "fired"
+    for number in range(REMEMBERED - 1):
+        trigger.set_rule(a_rule(rule=f"other {number}"))
+        assert "fired" in [decision.reason for decision in trigger.decide(answer(), now_ns=NOW) if decision.rule != "r"]
+        trigger.remove_rule(f"other {number}")
+    trigger.remove_rule("r")
+    trigger.set_rule(a_rule(rule="one more"))
+    assert only(trigger, answer()) == "fired"
+    trigger.remove_rule("one more")
+    trigger.set_rule(a_rule())
+    assert only(trigger, answer()) == "refractory"
+
+
 @pytest.mark.parametrize(
     ("bad", "code"),
     [
