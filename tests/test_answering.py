@@ -77,3 +77,41 @@ def test_light_makes_a_roi_invalid_whatever_else_is_said_of_it(bundle: Bundle) -
         Validity.STIMULATED,
         lit | Validity.INVALID_F0,
     ]
+
+
+def test_a_forecast_that_inference_wrote_into_the_answer_stays_and_another_is_copied(bundle: Bundle) -> None:
+    rois = ["n000", "n001", "n002"]
+    opened = wire.Open(subject="m", rois=rois, rate_hz=30.0)
+    session = Session(
+        7, declared=declare(opened, bundle), bundle=bundle, limits=SessionLimits(), trigger=Trigger(tuple(rois))
+    )
+    for number in range(96):
+        values = np.full(3, 100.0, np.float32)
+        session.frame(wire.Frame(number=number, device_s=number / 30, fluorescence=values), received_ns=number)
+    session.docket.ask(
+        wire.Onset(stimuli=[wire.Stimulus(stimulus_id="dir=045")] * 2), number=1, peer=None, request=1, now_ns=0
+    )
+    (question,) = session.docket.due(now_ns=0, expected_ns=lambda _rows: 0)
+    slot, answering, messages = Slot(), Answering(bundle), []
+    found = np.random.default_rng(0).normal(size=(3, 6, 64)).astype(np.float32)
+    for laid_out in (False, True):
+        session.capture(question, slot)
+        assert slot.places is None
+        write_input(slot, bundle.recipe, out=np.empty((3, 96), np.float32))
+        draft = answering.draft(question)
+        slot.probability, slot.in_place = np.linspace(0, 1, 6, dtype=np.float32), laid_out
+        if laid_out:
+            answering.lay_out(draft, slot)
+            assert slot.places is not None
+            for place, values in zip(slot.places, found, strict=True):
+                place[:] = values
+            slot.response = slot.low = slot.high = None
+        else:
+            slot.response, slot.low, slot.high = found
+        answering.fill(draft, question, slot)
+        messages.append(bytes(draft.message))
+    assert messages[0] == messages[1]
+    decoded = wire.decode(messages[1]).body
+    assert isinstance(decoded, wire.Answer)
+    assert decoded.high is not None
+    np.testing.assert_array_equal(decoded.high.reshape(6, 64), found[2])

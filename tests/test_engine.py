@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -893,3 +894,28 @@ def test_the_engine_loads_no_torch_and_no_http() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
+
+
+def test_rehearsals_happen_and_nobody_sees_them(
+    engine: EngineProcess, client: Client, context: zmq.Context[zmq.Socket[bytes]]
+) -> None:
+    client.open(ROIS)
+    with subscriber(engine, context, b"") as sub:
+        client.ask(wire.Standing(stimuli=GRATING), wire.Accepted)
+        before = client.ask(wire.GetStatus(), wire.Status, session=0)
+        for number, values in enumerate(recording(130)):
+            client.send(wire.Frame(number=number, device_s=number / 30, fluorescence=values))
+            time.sleep(1 / 30)
+        told = client.ask(wire.GetStatus(), wire.Status, session=0)
+        heard: list[wire.Message] = []
+        metrics: list[wire.Metrics] = []
+        while not metrics or metrics[-1].counters["frames"] < told.counters["frames"]:
+            heard.append(wire.decode(sub.recv()))
+            if isinstance(heard[-1].body, wire.Metrics):
+                metrics.append(heard[-1].body)
+    rehearsed = [sum(one.histograms["rehearsal"].counts) for one in metrics]
+    assert rehearsed[-1] > rehearsed[0]
+    # What was counted and published is what the client sent and asked, and of no session but those that clients opened.
+    assert told.counters["frames"] - before.counters.get("frames", 0) == 130
+    assert [one.session for one in told.sessions] == [one.session for one in before.sessions]
+    assert {one.header.session for one in heard} <= {0, client.session}

@@ -88,6 +88,30 @@ def test_a_slot_comes_back_with_what_the_runtime_says_of_its_window(bundle: Bund
     assert inference.stop(PATIENCE_S)
 
 
+def test_a_forecast_is_written_to_where_the_loop_told_bit_for_bit(bundle: Bundle) -> None:
+    woken = threading.Event()
+    inference = Inference(bundle, provider="cpu", threads=1, on_done=woken.set)
+    inference.start()
+    assert inference.ready.wait(PATIENCE_S)
+    alone = computed(inference, woken, filled(bundle))
+    assert not alone.in_place
+    told = filled(bundle)
+    told.places = places = tuple(np.full((8, 64), np.nan, np.float32) for _ in range(3))  # type: ignore[assignment]
+    done = computed(inference, woken, told)
+    assert done.in_place
+    for place, found, expected in zip(
+        places, (done.response, done.low, done.high), (alone.response, alone.low, alone.high), strict=True
+    ):
+        assert found is place
+        assert expected is not None
+        assert place.tobytes() == expected.tobytes()
+    # Without a forecast nothing is written, whatever was told.
+    told = filled(bundle)
+    told.places, told.forecast = done.places, False
+    assert not computed(inference, woken, told).in_place
+    assert inference.stop(PATIENCE_S)
+
+
 def test_a_brighter_neuron_gets_another_answer_for_the_same_dff_an_unknown_one_does_not(bundle: Bundle) -> None:
     woken = threading.Event()
     inference = Inference(bundle, provider="cpu", threads=1, on_done=woken.set)

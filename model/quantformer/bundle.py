@@ -217,14 +217,21 @@ class Bundle:
         return _sigmoid(logit / np.float32(calibration.temperature) + np.float32(calibration.bias))
 
     def interval(
-        self, response: NDArray[np.float32], spread: NDArray[np.float32]
+        self,
+        response: NDArray[np.float32],
+        spread: NDArray[np.float32],
+        *,
+        out: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Bounds ``(B, 64)`` of dF/F that hold ``manifest.interval.level`` of validation responses, frame by frame."""
+        """Bounds ``(B, 64)`` of dF/F that hold ``manifest.interval.level`` of validation responses, frame by frame, in
+        ``out`` where that is given.
+        """
         scale = (spread + np.float32(self.manifest.interval.floor))[:, None]
-        low, high = (scale * end for end in self._ends)
-        low += response
-        high += response
-        return low, high
+        bounds = (np.empty_like(response), np.empty_like(response)) if out is None else out
+        for bound, end in zip(bounds, self._ends, strict=True):
+            np.multiply(scale, end, out=bound)
+            bound += response
+        return bounds
 
     def extended(self, *, ids: Sequence[str], vectors: Vectors, path: Path) -> Bundle:
         """Write a bundle with further neurons to ``path``; its ONNX file is byte-identical, and so are all old vectors.

@@ -68,16 +68,29 @@ class Answering:
             epoch=epoch,
         )
 
+    @staticmethod
+    def lay_out(draft: wire.Draft, slot: Slot) -> None:
+        """Let inference, which is at work on ``slot``, write its forecast into the draft itself."""
+        answer = draft.answer
+        if answer.response is not None and answer.low is not None and answer.high is not None:
+            steps = answer.response.shape[-1]
+            slot.places = (
+                answer.response.reshape(-1, steps),
+                answer.low.reshape(-1, steps),
+                answer.high.reshape(-1, steps),
+            )
+
     def fill(self, draft: wire.Draft, question: Question, slot: Slot) -> None:
-        """Write into the answer what inference found."""
+        """Write into the answer what inference found, and has not written there itself."""
         answer = draft.answer
         count, n = answer.probability.shape
         answer.validity[:] = _validity(question, slot)
         answer.probability[:] = slot.probability.reshape(count, n)
-        for place, found in ((answer.response, slot.response), (answer.low, slot.low), (answer.high, slot.high)):
-            if place is not None:
-                assert found is not None, "a forecast was asked for, and inference made none"
-                place[:] = found.reshape(count, n, -1)
+        if not slot.in_place:
+            for place, found in ((answer.response, slot.response), (answer.low, slot.low), (answer.high, slot.high)):
+                if place is not None:
+                    assert found is not None, "a forecast was asked for, and inference made none"
+                    place[:] = found.reshape(count, n, -1)
         if answer.baseline is not None:
             answer.baseline[:] = slot.baseline[question.rois]
 

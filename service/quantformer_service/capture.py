@@ -93,6 +93,7 @@ def capture(question: Question, slot: Slot, *, window: FrameWindow, declared: De
     slot.stimulus = question.stimuli.vectors
     slot.row_neuron, slot.row_stimulus = question.subjects.row_neuron, question.subjects.row_stimulus
     slot.forecast, slot.keep_baseline, slot.question = question.forecast, question.baseline, question
+    slot.places = None
     question.first_frame, question.last_frame = first, stop - 1
     question.last_frame_s = window.stamp_of(stop - 1)
     question.received_ns = window.received_ns(stop - 1)

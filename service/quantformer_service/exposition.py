@@ -58,6 +58,7 @@ _HELP = {
     "events_total": "What else the engine counted.",
     "gateway_events_total": "What the gateway counted.",
     "ingest_seconds": "Time of a frame in the loop.",
+    "rehearsal_seconds": "Time that the loop walked a frame's way for nothing, right before a frame.",
     "queue_seconds": "From a question's window being ready to its submission to inference.",
     "inference_seconds": "From submission to inference to its end.",
     "total_seconds": "Standing questions: from the last frame read coming in to the answer being published.",

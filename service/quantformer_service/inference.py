@@ -43,7 +43,8 @@ class Slot:
     ``values`` float32 ``(frames, neurons)``, ``stamps`` s and ``observed`` are the captured frames; ``anchor_s`` is the
     onset frame's stamp, the origin of the grid where the rate is ``interpolated``. Row ``b`` of the graph asks about
     ``row_neuron[b]`` and ``row_stimulus[b]``. ``baseline`` is handed back only if ``keep_baseline``. ``cost_before`` is the
-    `cost` of what was computed before it in its batch.
+    `cost` of what was computed before it in its batch. ``response``, ``low`` and ``high`` are written to ``places``, in this
+    order, where the loop has told of them by then; ``in_place`` says whether they were.
     """
 
     def __init__(self) -> None:
@@ -77,6 +78,8 @@ class Slot:
         self.response: NDArray[np.float32] | None = None
         self.low: NDArray[np.float32] | None = None
         self.high: NDArray[np.float32] | None = None
+        self.places: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]] | None = None
+        self.in_place = False
 
     @property
     def cost(self) -> int:
@@ -292,9 +295,18 @@ class Inference:
 
     def _read(self, slot: Slot, found: Results) -> None:
         slot.probability = self._bundle.probability(found.logit)
-        slot.response, slot.low, slot.high = found.response, None, None
-        if found.response is not None and found.spread is not None:
+        slot.response, slot.low, slot.high, slot.in_place = found.response, None, None, False
+        if found.response is None or found.spread is None:
+            return
+        # Read once: the loop may lay the answer out in this very moment, and then copies what is found.
+        places = slot.places
+        if places is None:
             slot.low, slot.high = self._bundle.interval(found.response, found.spread)
+        else:
+            places[0][:] = found.response
+            self._bundle.interval(found.response, found.spread, out=places[1:])
+            slot.response, slot.low, slot.high = places
+            slot.in_place = True
 
     def _end(self, slot: Slot, error: Exception | None) -> None:
         """A slot is done; it and what waited for it goes back. Called in whichever lane was the last."""
