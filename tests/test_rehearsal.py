@@ -26,7 +26,7 @@ def bundle(tiny_bundle_path: Path) -> Bundle:
 @pytest.fixture
 def rehearsal(bundle: Bundle, tmp_path: Path) -> Rehearsal:
     # What would keep it from walking, or make it seen: a token, a recording, no room for another session.
-    return Rehearsal(EngineSettings(token="secret", record=str(tmp_path), sessions=1), bundle)
+    return Rehearsal(EngineSettings(host="0.0.0.0", token="secret", record=str(tmp_path), sessions=1), bundle)
 
 
 def played(rehearsal: Rehearsal) -> int:
@@ -87,6 +87,15 @@ def test_a_rehearsal_that_fails_is_told_once_and_is_the_last(
             assert rehearsal.follow([session], now_ns=now_ns) > 1000 * MS
     assert caplog.text.count("a rehearsal failed") == 1
     assert played(rehearsal) == 0
+
+
+def test_one_that_cannot_begin_is_told_and_over(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    session = acquiring(bundle, rate_hz=30.0, at_ns=0)
+    with caplog.at_level(logging.ERROR):
+        unable = Rehearsal(EngineSettings(question_rows=1), bundle)
+    assert "a rehearsal failed" in caplog.text
+    assert unable.follow([session], now_ns=33 * MS) > 1000 * MS
+    assert played(unable) == 0
 
 
 def test_it_leaves_no_trace_where_recordings_lie(rehearsal: Rehearsal, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 In the 33 ms between two frames a core forgets: what the loop needs has left its caches, and the same code that takes 0.15 ms
 when it ran a moment ago takes three times as long. What walks here is a loop of its own, with a session, window and question of
-its own, no sockets, no recording and made-up results: nothing that a client sees, that is recorded or that is decided on.
+its own, no sockets, no recording and no results: nothing that a client sees, that is recorded or that is decided on.
 """
 
 from __future__ import annotations
@@ -49,27 +49,28 @@ class Rehearsal:
         self.took = Timing()
         self._last_ns, self._over = 0, False
         self._frame, self._rate_hz = 0, bundle.recipe.rate_hz
+        rois = list(bundle.manifest.neuron_ids[:MOST_ROIS])
+        self._values = np.full(len(rois), 100.0, np.float32)
         self._port, self._peer = _Silence(), Peer()
+        self._peer.authorized = True
+        unrecorded = replace(settings, record="")
         self._loop = Loop(
-            replace(settings, token="", record=""),
+            unrecorded,
             bundle,
             sockets=self._port,
-            inference=_MadeUp(bundle),
-            tap=Tap(replace(settings, record=""), epoch=1),
+            inference=_Failing(),
+            tap=Tap(unrecorded, epoch=1),
             epoch=1,
             status=_unasked,
             welcome=_unasked,
         )
         self._loop.dispatcher.closed, self._loop.stands = None, True
-        rois = list(bundle.manifest.neuron_ids[:MOST_ROIS])
         self._say(wire.Open(subject="rehearsal", rois=rois, rate_hz=self._rate_hz, unknown="mark"))
-        (self._session,) = self._loop.dispatcher.sessions
-        self._values = np.full(len(rois), 100.0, np.float32)
         for _ in range(bundle.recipe.baseline_frames):
             self._next_frame()
         category = bundle.manifest.stimulus_recipe.categories[0]
         self._say(wire.Standing(stimuli=[wire.Stimulus(category=category, features={})]))
-        self.play()
+        self._try()
 
     def follow(self, sessions: Iterable[Session], *, now_ns: int) -> int:
         """Rehearse if it is time to, for these sessions; returns when to ask again at the latest."""
@@ -77,28 +78,32 @@ class Rehearsal:
         if due_ns > now_ns:
             return due_ns
         begun_ns = time.perf_counter_ns()
-        try:
-            self.play()
-        except Exception:
-            _log.exception("a rehearsal failed; frames are served without")
-            self._over = True
+        if not self._try():
             return _NEVER_NS
         took_ns = time.perf_counter_ns() - begun_ns
         self.took.add(took_ns)
         self._last_ns = now_ns + took_ns
         return self._last_ns + APART_NS
 
+    def _try(self) -> bool:
+        try:
+            self.play()
+        except Exception:
+            _log.exception("a rehearsal failed; frames are served without")
+            self._over = True
+        return not self._over
+
     def play(self) -> None:
-        """Walk the way of one frame: it comes in, a standing question is asked about it, its answer is published.
+        """Walk the way of one frame: it comes in, and a standing question is asked about it.
 
         Raises:
-            RuntimeError: there was no answer.
+            RuntimeError: none was.
         """
-        self._port.published = 0
+        asked = self._loop.counters["questions_failed"]
         self._next_frame()
         self._loop.turn(0)
-        if not self._port.published:
-            raise RuntimeError(f"a rehearsed frame was answered with nothing but {self._port.sent!r}")
+        if self._loop.counters["questions_failed"] == asked:
+            raise RuntimeError(f"nothing was asked about a rehearsed frame; the last words were {self._port.sent!r}")
 
     def _due_ns(self, sessions: Iterable[Session], now_ns: int) -> int:
         earliest_ns = _NEVER_NS
@@ -122,12 +127,12 @@ class Rehearsal:
 
 
 class _Silence:
-    """Sockets to nobody: what is said comes in, what goes out is counted and forgotten."""
+    """Sockets to nobody: what is said comes in, of what goes out the last is kept."""
 
     def __init__(self) -> None:
         self.counters: Counter[str] = Counter()
         self.coming: deque[Incoming] = deque()
-        self.published, self.sent = 0, b""
+        self.sent = b""
 
     def poll(self, timeout_ms: int) -> Iterator[Incoming]:
         while self.coming:
@@ -140,27 +145,23 @@ class _Silence:
         self.sent = bytes(data)
 
     def publish(self, data: bytes | bytearray) -> None:
-        self.published += 1
+        """Nobody listens."""
 
 
-class _MadeUp:
-    """Inference that is done at once, with zeros."""
+class _Failing:
+    """Inference that fails at once: what comes after it is too far from the frame to be kept warm."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        self._done: deque[Slot] = deque()
-        self._frames = bundle.recipe.response_frames
+    def __init__(self) -> None:
+        self._failed: deque[Slot] = deque()
 
     def submit(self, *slots: Slot) -> None:
         for slot in slots:
-            rows, neurons = len(slot.row_neuron), slot.values.shape[1]
-            if len(slot.probability) != rows:
-                slot.probability, slot.usable, slot.sound = np.zeros(rows, np.float32), np.ones(neurons, np.bool_), True
-                slot.response = slot.low = slot.high = np.zeros((rows, self._frames), np.float32)
-            slot.submitted_ns = slot.done_ns = time.perf_counter_ns()
-            self._done.append(slot)
+            slot.submitted_ns = time.perf_counter_ns()
+            slot.failure = "rehearsed"
+        self._failed.extend(slots)
 
     def collect(self) -> Slot | None:
-        return self._done.popleft() if self._done else None
+        return self._failed.popleft() if self._failed else None
 
     def prepare(self, vectors: NDArray[Any], *, stimuli: int, rows: int, forecast: bool) -> None:
         """Nothing is to be made ready."""
