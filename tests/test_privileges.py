@@ -82,6 +82,10 @@ def test_what_is_granted_is_in_force_and_what_is_refused_says_why(tiny_bundle_pa
             assert os.sched_getscheduler(int(main)) == os.SCHED_FIFO
             assert os.sched_getparam(int(main)).sched_priority == LOOP_PRIORITY
             assert INFERENCE_PRIORITY in {os.sched_getparam(int(one)).sched_priority for one in threads}
+            # What brings the loop its messages does not wait for inference.
+            sockets = [one for one in threads if status(engine, one, "Name").startswith("ZMQbg/IO")]
+            assert sockets
+            assert {os.sched_getparam(int(one)).sched_priority for one in sockets} == {LOOP_PRIORITY}
         else:
             assert outcomes["realtime"].startswith("refused: ")
             assert "CAP_SYS_NICE" in outcomes["realtime"]

@@ -161,9 +161,12 @@ class Loop:
 
     def next_begin_ns(self) -> int | None:
         """When the next pending question must be begun, frames or not; None where none is pending."""
-        expected_ns = self._pace.expected_ns
-        begins = [session.docket.next_begin_ns(expected_ns) for session in self.dispatcher.sessions.values()]
-        return min((one for one in begins if one is not None), default=None)
+        earliest_ns: int | None = None
+        for session in self.dispatcher.sessions.values():
+            begin_ns = session.docket.next_begin_ns(self._pace.expected_ns)
+            if begin_ns is not None and (earliest_ns is None or begin_ns < earliest_ns):
+                earliest_ns = begin_ns
+        return earliest_ns
 
     def publish(self, body: wire.Body, *, session: int) -> None:
         """Send to every subscriber of a session (0: of the engine)."""
@@ -293,14 +296,15 @@ class Loop:
     def _captured(self, session: Session, question: Question) -> list[Slot]:
         """The slot of a question that is asked now; none where its frames are not there, which is told."""
         slot = self._free.pop()
-        self._tap.record(
-            Kind.ASKED,
-            session.window.last.to_bytes(8, "little", signed=True),
-            session=session.number,
-            number=question.number,
-            detail=question.asked,
-            stamp_ns=time.perf_counter_ns(),
-        )
+        if self._tap.on:
+            self._tap.record(
+                Kind.ASKED,
+                session.window.last.to_bytes(8, "little", signed=True),
+                session=session.number,
+                number=question.number,
+                detail=question.asked,
+                stamp_ns=time.perf_counter_ns(),
+            )
         try:
             session.capture(question, slot)
         except Refusal as refusal:

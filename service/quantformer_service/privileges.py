@@ -11,12 +11,15 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 from quantformer.errors import UsageError
 from quantformer_service.engine_settings import EngineSettings
 
-#: SCHED_FIFO priorities: the loop comes before inference, both after the kernel's own real-time threads (50).
+#: SCHED_FIFO priorities: the loop comes before inference, both after the kernel's own real-time threads (50). ZeroMQ's own
+#: threads, which bring the loop its messages, have the loop's: otherwise inference on every core would keep them from it.
 LOOP_PRIORITY, INFERENCE_PRIORITY = 20, 10
+_ZMQ_THREADS = "ZMQbg/IO"
 _MCL_CURRENT, _MCL_FUTURE = 1, 2
 #: Bit of CAP_IPC_LOCK in a process's effective capabilities.
 _CAP_IPC_LOCK = 14
@@ -42,7 +45,9 @@ def cpus(text: str) -> list[int]:
 
 
 class Privileges:
-    """Asked for by the thread that will be the loop: some before it starts the inference thread, which inherits them."""
+    """Asked for by the thread that will be the loop, when its sockets are there: some before it starts the inference thread,
+    which inherits them.
+    """
 
     def __init__(self, settings: EngineSettings) -> None:
         self._cpus = cpus(settings.pin_cpus)
@@ -59,9 +64,11 @@ class Privileges:
                 _pinned(rest) or f"granted: loop on {self._cpus[0]}, inference on {_listed(rest)}"
             )
         if self._realtime:
+            refused = _scheduled(INFERENCE_PRIORITY)
+            for thread in [] if refused else _threads(_ZMQ_THREADS):
+                refused = refused or _scheduled(LOOP_PRIORITY, thread)
             self._outcomes["realtime"] = (
-                _scheduled(INFERENCE_PRIORITY)
-                or f"granted: SCHED_FIFO, loop {LOOP_PRIORITY}, inference {INFERENCE_PRIORITY}"
+                refused or f"granted: SCHED_FIFO, loop and sockets {LOOP_PRIORITY}, inference {INFERENCE_PRIORITY}"
             )
 
     def when_ready(self) -> dict[str, str]:
@@ -95,12 +102,17 @@ def _pinned(wanted: Sequence[int]) -> str:
     return ""
 
 
-def _scheduled(priority: int) -> str:
-    """Give the calling thread real-time priority; why not, or nothing."""
+def _threads(name: str) -> list[int]:
+    """The process's threads whose names begin so, as the kernel numbers them."""
+    return [int(one.name) for one in Path("/proc/self/task").iterdir() if (one / "comm").read_text().startswith(name)]
+
+
+def _scheduled(priority: int, thread: int = 0) -> str:
+    """Give a thread, the calling one unless told, real-time priority; why not, or nothing."""
     if sys.platform != "linux":
         return _ELSEWHERE
     try:
-        os.sched_setscheduler(threading.get_native_id(), os.SCHED_FIFO, os.sched_param(priority))
+        os.sched_setscheduler(thread or threading.get_native_id(), os.SCHED_FIFO, os.sched_param(priority))
     except OSError as error:
         return f"refused: {_reason(error)}; give CAP_SYS_NICE, or raise the limit with 'ulimit -r {LOOP_PRIORITY}'"
     return ""
