@@ -33,6 +33,8 @@ PROGRAM = """
             raise BundleError("found no bundle, expected one")
         if act == "crash":
             raise ZeroDivisionError
+        while act == "slow" and not os.path.exists("go"):
+            time.sleep(0.01)
         announce(endpoints={{"{name}": "tcp://here"}})
         if act == "crash later":
             # Later than the service's start: a death before is another matter.
@@ -137,6 +139,25 @@ def started(tmp_path: Path) -> Iterator[list[Supervised]]:
         one.process.wait(PATIENCE_S)
         if one.process.stdout is not None:
             one.process.stdout.close()
+
+
+def test_the_first_starts_alone_and_the_others_when_it_is_ready(tmp_path: Path, started: list[Supervised]) -> None:
+    started.append(service := Supervised(tmp_path, ACT_engine="slow"))
+    (engine,) = service.children(1)
+    time.sleep(0.5)
+    assert service.children(1) == [engine]
+    (tmp_path / "go").touch()
+    programs = service.ready()
+    assert programs["engine"].pid == engine.pid
+    assert len(service.children(2)) == 2
+
+
+def test_a_signal_ends_a_service_of_which_only_the_first_has_started(tmp_path: Path, started: list[Supervised]) -> None:
+    started.append(service := Supervised(tmp_path, ACT_engine="slow", QUANTFORMER_SHUTDOWN_S="0.5"))
+    (engine,) = service.children(1)
+    service.process.send_signal(signal.SIGTERM)
+    assert service.process.wait(PATIENCE_S) == 143
+    assert not engine.is_running()
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
