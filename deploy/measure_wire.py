@@ -27,9 +27,9 @@ WARM_UP, JITTER, RESPONSE_FRAMES, PATIENCE_MS = 15, 0.03, 64, 10_000
 _STAMPS = struct.Struct("<qq")
 
 
-def busy(milliseconds: float) -> None:
-    """Read more memory than a core's own caches hold, for that long."""
-    block, end_ns = np.ones(4_000_000, np.float32), time.perf_counter_ns() + int(milliseconds * 1e6)
+def busy(block: NDArray[np.float32], milliseconds: float) -> None:
+    """Read memory, more than a core's own caches hold, for that long."""
+    end_ns = time.perf_counter_ns() + int(milliseconds * 1e6)
     while time.perf_counter_ns() < end_ns:
         block.sum()
 
@@ -39,14 +39,14 @@ def answer(size: int, busy_ms: float, frames: int, told: Connection) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     router, publisher = context.socket(zmq.ROUTER), context.socket(zmq.PUB)
     told.send([one.bind_to_random_port("tcp://127.0.0.1") for one in (router, publisher)])
-    message = bytearray(size)
+    message, block = bytearray(size), np.ones(1_000_000, np.float32)
     for _ in range(frames):
         router.recv_multipart()
         had_ns = time.perf_counter_ns()
-        beside = threading.Thread(target=busy, args=(busy_ms,))
         if busy_ms:
+            beside = threading.Thread(target=busy, args=(block, busy_ms))
             beside.start()
-            busy(busy_ms)
+            busy(block, busy_ms)
             beside.join()
         _STAMPS.pack_into(message, 0, had_ns, time.perf_counter_ns())
         publisher.send(message)

@@ -99,15 +99,16 @@ def test_a_forecast_that_inference_wrote_into_the_answer_stays_and_another_is_co
         assert slot.places is None
         write_input(slot, bundle.recipe, out=np.empty((3, 96), np.float32))
         draft = answering.draft(question)
-        slot.probability, slot.in_place = np.linspace(0, 1, 6, dtype=np.float32), laid_out
+        slot.probability = np.linspace(0, 1, 6, dtype=np.float32)
         if laid_out:
             answering.lay_out(draft, slot)
             assert slot.places is not None
             for place, values in zip(slot.places, found, strict=True):
                 place[:] = values
-            slot.response = slot.low = slot.high = None
+            slot.response, slot.low, slot.high = slot.places
         else:
             slot.response, slot.low, slot.high = found
+        assert slot.in_place == laid_out
         answering.fill(draft, question, slot)
         messages.append(bytes(draft.message))
     assert messages[0] == messages[1]

@@ -96,7 +96,8 @@ def test_a_forecast_is_written_to_where_the_loop_told_bit_for_bit(bundle: Bundle
     alone = computed(inference, woken, filled(bundle))
     assert not alone.in_place
     told = filled(bundle)
-    told.places = places = tuple(np.full((8, 64), np.nan, np.float32) for _ in range(3))  # type: ignore[assignment]
+    response, low, high = (np.full((8, 64), np.nan, np.float32) for _ in range(3))
+    told.places = places = response, low, high
     done = computed(inference, woken, told)
     assert done.in_place
     for place, found, expected in zip(

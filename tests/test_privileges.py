@@ -85,6 +85,7 @@ def test_what_is_granted_is_in_force_and_what_is_refused_says_why(tiny_bundle_pa
             # What brings the loop its messages does not wait for inference.
             sockets = [one for one in threads if status(engine, one, "Name").startswith("ZMQbg/IO")]
             assert sockets
+            assert "loop and sockets" in outcomes["realtime"]
             assert {os.sched_getparam(int(one)).sched_priority for one in sockets} == {LOOP_PRIORITY}
         else:
             assert outcomes["realtime"].startswith("refused: ")

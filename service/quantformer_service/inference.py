@@ -44,7 +44,7 @@ class Slot:
     onset frame's stamp, the origin of the grid where the rate is ``interpolated``. Row ``b`` of the graph asks about
     ``row_neuron[b]`` and ``row_stimulus[b]``. ``baseline`` is handed back only if ``keep_baseline``. ``cost_before`` is the
     `cost` of what was computed before it in its batch. ``response``, ``low`` and ``high`` are written to ``places``, in this
-    order, where the loop has told of them by then; ``in_place`` says whether they were.
+    order, where the loop has told of them by then.
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,11 @@ class Slot:
         self.low: NDArray[np.float32] | None = None
         self.high: NDArray[np.float32] | None = None
         self.places: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]] | None = None
-        self.in_place = False
+
+    @property
+    def in_place(self) -> bool:
+        """Whether inference wrote its forecast to ``places``."""
+        return self.places is not None and self.response is self.places[0]
 
     @property
     def cost(self) -> int:
@@ -295,7 +299,7 @@ class Inference:
 
     def _read(self, slot: Slot, found: Results) -> None:
         slot.probability = self._bundle.probability(found.logit)
-        slot.response, slot.low, slot.high, slot.in_place = found.response, None, None, False
+        slot.response, slot.low, slot.high = found.response, None, None
         if found.response is None or found.spread is None:
             return
         # Read once: the loop may lay the answer out in this very moment, and then copies what is found.
@@ -306,7 +310,6 @@ class Inference:
             places[0][:] = found.response
             self._bundle.interval(found.response, found.spread, out=places[1:])
             slot.response, slot.low, slot.high = places
-            slot.in_place = True
 
     def _end(self, slot: Slot, error: Exception | None) -> None:
         """A slot is done; it and what waited for it goes back. Called in whichever lane was the last."""

@@ -14,9 +14,8 @@ from quantformer_service.buffers import FORECAST, PROBABILITY, Bucket, Device, P
 from quantformer_service.lanes import Lanes
 from quantformer_service.runtime import RUNTIME_NAMES, Provider, open_session
 
-#: Rows that a number of threads is measured with, at most; runs of each in a round, and seconds after which it has had enough
-#: of them; and rounds, in which the numbers take turns: what disturbs one must not decide.
-MEASURED_ROWS, MEASURED_RUNS, MEASURED_S, MEASURED_ROUNDS = 256, 5, 0.3, 2
+#: Rows that a number of threads is measured with, at most; runs of each; and seconds after which it has had enough of them.
+MEASURED_ROWS, MEASURED_RUNS, MEASURED_S = 256, 5, 0.3
 #: Rows that a pulse computes at most.
 PULSE_ROWS = 1024
 #: More threads are taken only for being faster by this factor: a core that helps little is better left to the loop.
@@ -45,8 +44,7 @@ class Network:
         self._sessions = {True: [rest, probability] if device.padded else [rest], False: [probability]}
         if device.lanes == 0:
             rows = min(len(bundle.manifest.neuron_ids), MEASURED_ROWS)
-            rounds = [{count: self._timed(count, rows=rows) for count in _candidates()} for _ in range(MEASURED_ROUNDS)]
-            device = Device(lanes=fastest({count: min(one[count] for one in rounds) for count in rounds[0]}))
+            device = Device(lanes=fastest({count: self._timed(count, rows=rows) for count in _candidates()}))
         self._use(device)
         if device.padded:
             self.pulse()  # the first captures its graph

@@ -65,10 +65,12 @@ class Privileges:
             )
         if self._realtime:
             refused = _scheduled(INFERENCE_PRIORITY)
-            for thread in [] if refused else _threads(_ZMQ_THREADS):
+            sockets = [] if refused else _threads(_ZMQ_THREADS)
+            for thread in sockets:
                 refused = refused or _scheduled(LOOP_PRIORITY, thread)
+            first = "loop and sockets" if sockets else "loop"
             self._outcomes["realtime"] = (
-                refused or f"granted: SCHED_FIFO, loop and sockets {LOOP_PRIORITY}, inference {INFERENCE_PRIORITY}"
+                refused or f"granted: SCHED_FIFO, {first} {LOOP_PRIORITY}, inference {INFERENCE_PRIORITY}"
             )
 
     def when_ready(self) -> dict[str, str]:

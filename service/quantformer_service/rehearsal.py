@@ -1,7 +1,7 @@
 """Right before a frame is expected its whole way is walked once for nothing, so that the frame itself finds it walked.
 
 In the 33 ms between two frames a core forgets: what the loop needs has left its caches, and the same code that takes 0.15 ms
-when it ran a moment ago takes three times as long. What walks here is a loop of its own, with a session, window and question of
+when it ran a moment ago takes five times as long. What walks here is a loop of its own, with a session, window and question of
 its own, no sockets, no recording and no results: nothing that a client sees, that is recorded or that is decided on.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -65,12 +65,15 @@ class Rehearsal:
             welcome=_unasked,
         )
         self._loop.dispatcher.closed, self._loop.stands = None, True
+        self._try(lambda: self._begin(bundle, rois))
+
+    def _begin(self, bundle: Bundle, rois: list[str]) -> None:
         self._say(wire.Open(subject="rehearsal", rois=rois, rate_hz=self._rate_hz, unknown="mark"))
         for _ in range(bundle.recipe.baseline_frames):
             self._next_frame()
         category = bundle.manifest.stimulus_recipe.categories[0]
         self._say(wire.Standing(stimuli=[wire.Stimulus(category=category, features={})]))
-        self._try()
+        self.play()
 
     def follow(self, sessions: Iterable[Session], *, now_ns: int) -> int:
         """Rehearse if it is time to, for these sessions; returns when to ask again at the latest."""
@@ -78,16 +81,16 @@ class Rehearsal:
         if due_ns > now_ns:
             return due_ns
         begun_ns = time.perf_counter_ns()
-        if not self._try():
+        if not self._try(self.play):
             return _NEVER_NS
         took_ns = time.perf_counter_ns() - begun_ns
         self.took.add(took_ns)
         self._last_ns = now_ns + took_ns
         return self._last_ns + APART_NS
 
-    def _try(self) -> bool:
+    def _try(self, what: Callable[[], None]) -> bool:
         try:
-            self.play()
+            what()
         except Exception:
             _log.exception("a rehearsal failed; frames are served without")
             self._over = True
