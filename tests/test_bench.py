@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -269,6 +270,7 @@ def test_a_document_is_read_back_and_compared(document: Document, tmp_path: Path
 def test_slower_and_elsewhere_are_told(document: Document, tmp_path: Path) -> None:
     raw = msgspec.to_builtins(document)
     raw["machine"]["processor"] = "another"
+    raw["service"]["granted"] = ["realtime", "stay_awake"]
     for result in raw["results"]:
         for figure in result["figures"].values():
             for row in (figure, *figure["rounds"]):
@@ -276,7 +278,10 @@ def test_slower_and_elsewhere_are_told(document: Document, tmp_path: Path) -> No
                     {name: row[name] and 3 * row[name] + 1e6 for name in ("p50", "p99", "p999", "max") if name in row}
                 )
     slower = msgspec.convert(raw, Document)
-    assert differences(document, slower) == [f"processor: {document.machine.processor} before, another after"]
+    assert differences(document, slower) == [
+        f"processor: {document.machine.processor} before, another after",
+        "granted by the system: nothing before, realtime, stay_awake after",
+    ]
     p50 = [one for one in ratios(document, slower) if one.quantile == "p50"]
     assert p50
     assert {one.verdict for one in p50} == {"slower"}
@@ -313,7 +318,8 @@ def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_it_starts_a_service_measures_it_and_leaves_nothing_behind(tiny_bundle_path: Path, tmp_path: Path) -> None:
     done = bench(
         tmp_path, "--bundle", str(tiny_bundle_path), "--neurons", "12,24", "--questions", "standing,none", "--frames", "40",
-        "--rounds", "2", "--rate", "60", "--seed", "3", "--threads", "1", "--json", "out.json", "--html", "out.html",
+        "--rounds", "2", "--rate", "60", "--seed", "3", "--threads", "1", "--pin-cpus", "0", "--json", "out.json", "--html",
+        "out.html",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = read_document(tmp_path / "out.json")
@@ -325,6 +331,9 @@ def test_it_starts_a_service_measures_it_and_leaves_nothing_behind(tiny_bundle_p
     assert all(one.failed == "" and one.lost == 0 for one in found.results)
     assert found.service.started
     assert found.service.bundle == load_bundle(tiny_bundle_path).hash
+    # Asked for nowhere but on Linux, and granted only where CPU 0 may be used.
+    linux = sys.platform == "linux" and 0 in os.sched_getaffinity(0)
+    assert found.service.granted == (["pin_cpus"] if linux else [])
     assert found.pace.seed == 3
     assert "bench --bundle" in found.command
     assert "overhead a frame" in done.stdout
@@ -350,6 +359,7 @@ def test_it_measures_a_service_that_runs(service: RunningService, tmp_path: Path
     assert done.returncode == 0, done.stderr
     found = read_document(tmp_path / "out.json")
     assert not found.service.started
+    assert found.service.granted == []
     page = httpx.get(f"http://127.0.0.1:{service.http}/metrics", trust_env=False).text
     (threads,) = re.findall(r"^quantformer_inference_threads (\d+)", page, flags=re.MULTILINE)
     assert found.service.threads == int(threads)

@@ -18,6 +18,7 @@ from quantformer.errors import UsageError
 from quantformer_client import wire
 from quantformer_service.privileges import INFERENCE_PRIORITY, LOOP_PRIORITY, cpus
 
+LATENCY = Path("/dev/cpu_dma_latency")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has these")
 
 
@@ -61,6 +62,14 @@ def told(engine: EngineProcess) -> dict[str, str]:
     return welcome.privileges
 
 
+def latency_us() -> int:
+    """How long leaving an idle state may take, as the kernel has it from all who asked; -1 where it may not be read."""
+    try:
+        return int.from_bytes(LATENCY.read_bytes()[:4], sys.byteorder, signed=True)
+    except OSError:
+        return -1
+
+
 def test_nothing_is_asked_for_unless_a_setting_says_so(tiny_bundle_path: Path) -> None:
     with running(tiny_bundle_path) as engine:
         assert set(told(engine).values()) == {"not asked"}
@@ -70,8 +79,10 @@ def test_nothing_is_asked_for_unless_a_setting_says_so(tiny_bundle_path: Path) -
 @linux
 def test_what_is_granted_is_in_force_and_what_is_refused_says_why(tiny_bundle_path: Path) -> None:
     there = sorted(os.sched_getaffinity(0))
+    before_us = latency_us()
     pinned = ",".join(map(str, there[:2]))
-    with running(tiny_bundle_path, pin_cpus=pinned, realtime="on", lock_memory="on") as engine:
+    asked = {"pin_cpus": pinned, "realtime": "on", "lock_memory": "on", "stay_awake": "on"}
+    with running(tiny_bundle_path, **asked) as engine:
         outcomes = told(engine)
         main = str(engine.process.pid)
         assert outcomes["pin_cpus"] == f"granted: loop on {there[0]}, inference on {there[:2][-1]}"
@@ -98,7 +109,16 @@ def test_what_is_granted_is_in_force_and_what_is_refused_says_why(tiny_bundle_pa
             assert outcomes["lock_memory"].startswith("refused: ")
             assert "CAP_IPC_LOCK" in outcomes["lock_memory"]
             assert locked == 0
+        held = {str(one.readlink()) for one in Path(f"/proc/{main}/fd").iterdir()}
+        if outcomes["stay_awake"].startswith("granted"):
+            assert str(LATENCY) in held
+            assert latency_us() <= (0 if "haltpoll" in outcomes["stay_awake"] else 2)
+        else:
+            assert outcomes["stay_awake"].startswith("refused: ")
+            assert str(LATENCY) not in held
         assert engine.end() == 0
+    if outcomes["stay_awake"].startswith("granted"):
+        assert latency_us() == before_us, "cores sleep as before when the engine has ended"
 
 
 @linux
@@ -124,9 +144,30 @@ def test_elsewhere_every_wish_is_refused_with_the_systems_name() -> None:
         "import sys; sys.platform = 'darwin'\n"
         "from quantformer_service.engine_settings import EngineSettings\n"
         "from quantformer_service.privileges import Privileges\n"
-        "asked = Privileges(EngineSettings(pin_cpus='0', realtime='on'))\n"
+        "asked = Privileges(EngineSettings(pin_cpus='0', realtime='on', stay_awake='on'))\n"
         "asked.before_inference(); print(asked.when_ready())"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     refused = "refused: not on this system (darwin); Linux only"
-    assert done.stdout.strip() == str({"pin_cpus": refused, "realtime": refused, "lock_memory": "not asked"})
+    wanted = {"pin_cpus": refused, "realtime": refused, "lock_memory": "not asked", "stay_awake": refused}
+    assert done.stdout.strip() == str(wanted)
+
+
+@linux
+def test_a_user_without_the_right_is_told_how_to_get_it() -> None:
+    """In an interpreter that becomes nobody where it is somebody who may."""
+    if not LATENCY.exists():
+        pytest.skip("this kernel, or container, has no idle states to choose from")
+    if os.geteuid() and os.access(LATENCY, os.W_OK):
+        pytest.skip("this user has the right, and may not become another")
+    program = (
+        "import os\n"
+        "from quantformer_service.engine_settings import EngineSettings\n"
+        "from quantformer_service.privileges import Privileges\n"
+        "os.geteuid() or os.setuid(65534)\n"
+        "asked = Privileges(EngineSettings(stay_awake='on'))\n"
+        "asked.before_inference(); print(asked.when_ready()['stay_awake'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith("refused: /dev/cpu_dma_latency: Permission denied")
+    assert "udev" in done.stdout

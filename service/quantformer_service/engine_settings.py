@@ -65,10 +65,12 @@ class EngineSettings:
     #: TCP connections at a time, and bytes kept for one that does not read before it is closed.
     tcp_clients: int = 64
     tcp_backlog_bytes: int = 33_554_432
-    #: CPUs of the loop (the first) and of inference (the others); real-time priority; memory that is not paged out.
+    #: CPUs of the loop (the first) and of inference (the others); real-time priority; memory that is not paged out; cores
+    #: that do not sleep deeply.
     pin_cpus: str = ""
     realtime: str = "off"
     lock_memory: str = "off"
+    stay_awake: str = "off"
     #: Seconds for a graceful end.
     shutdown_s: float = 5.0
 

@@ -89,6 +89,9 @@ class Settings:
         "off", help="real-time priority (SCHED_FIFO) of the engine's threads", choices=("off", "on")
     )
     lock_memory: str = _setting("off", help="keep the engine's memory from being paged out", choices=("off", "on"))
+    stay_awake: str = _setting(
+        "off", help="keep the machine's cores out of idle states that take long to leave", choices=("off", "on")
+    )
     max_body_bytes: int = _setting(
         4_194_304, unit="bytes", help="largest HTTP body or WebSocket message that is read", low=1024, high=1 << 30
     )

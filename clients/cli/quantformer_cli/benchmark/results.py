@@ -95,7 +95,9 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Service(msgspec.Struct, frozen=True, kw_only=True):
-    """The service that was measured; ``threads`` are those of one inference in it and of the bare run."""
+    """The service that was measured; ``threads`` are those of one inference in it and of the bare run, ``granted`` the settings
+    whose wish the system granted it (such as ``realtime``).
+    """
 
     engine: str
     bundle: str
@@ -105,6 +107,12 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     started: bool
     address: str
     precision: str = "float32"
+    granted: list[str] = []
+
+    @property
+    def asked_for(self) -> str:
+        """Those settings, in words."""
+        return ", ".join(self.granted) or "nothing"
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):

@@ -94,6 +94,7 @@ def running(
         bundle=status["bundle"],
         provider=status["provider"],
         precision=status["precision"],
+        granted=[name for name, outcome in status["privileges"].items() if outcome.startswith("granted")],
         threads=target.threads,
         preset=manifest["preset"],
         started=started,

@@ -38,6 +38,7 @@ def facts(document: Document) -> list[tuple[str, str]]:
         ("versions", versions),
         ("service", f"{service.engine} at {service.address}, {whose}; {service.provider}, {service.threads} threads"),
         ("precision", service.precision),
+        ("granted", service.asked_for),
         ("bundle", f"{service.preset}, SHA-256 {service.bundle[:16]}"),
         (
             "pace",

@@ -123,8 +123,8 @@ def check_wake_up(*, rate_hz: float) -> Check:
     p50, p99 = (float(seen.quantile(q) or 0) / 1e3 for q in (0.5, 0.99))
     found = f"late by {p50:.0f} us (p50), {p99:.0f} us (p99), {seen.largest / 1e3:.0f} us (max) of {_SLEEPS} sleeps"
     cure = (
-        "end other programs; --pin-cpus and --realtime on give the engine cores and priority of its own; turn deep sleep states "
-        "off (docs/latency.md)"
+        "end other programs; --pin-cpus and --realtime on give the engine cores and priority of its own, --stay-awake on keeps "
+        "cores from deep sleep (docs/latency.md)"
     )
     if p99 > _USABLE_SHARE * 1e6 / rate_hz:
         return bad("wake-up", found, cure)

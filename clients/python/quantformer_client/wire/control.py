@@ -47,8 +47,8 @@ class Hello(Body, frozen=True, kw_only=True):
 class Welcome(Body, frozen=True, kw_only=True):
     """The engine's answer to HELLO; its epoch is in the header. ``bundle`` is the bundle's SHA-256 in hex.
 
-    ``privileges`` says of pinning, real-time priority and locked memory whether each was granted or refused, and why;
-    ``precision`` in what the graph computes.
+    ``privileges`` says of pinning, real-time priority, locked memory and cores that stay awake whether each was granted or
+    refused, and why; ``precision`` in what the graph computes.
     """
 
     message_type = MessageType.WELCOME
