@@ -13,8 +13,8 @@ import pytest
 #: What each package may import beyond the standard library and this distribution. What a package needs at its heart
 #: must be in the extra that brings it: nothing here for the client and the command line beyond the light install.
 OUTSIDE = {
-    # The last, lazily, on a GPU: torch's builds for CUDA bring it.
-    "quantformer": {"numpy", "msgspec", "safetensors", "torch", "triton"},
+    # The last two, lazily, where networks learn: on a CPU, by the extra for training; on a GPU torch's builds bring the other.
+    "quantformer": {"numpy", "msgspec", "safetensors", "torch", "numba", "triton"},
     "quantformer_training": {
         "numpy", "msgspec", "torch", "lightning_fabric", "onnx", "onnxscript", "onnxruntime", "safetensors", "scipy",
         "sklearn", "threadpoolctl", "h5py", "matplotlib", "rich", "ray",
@@ -29,7 +29,7 @@ OUTSIDE = {
     "quantformer_cli": {"numpy", "msgspec", "zmq", "httpx", "rich", "psutil", "websockets"},
 }  # fmt: skip
 #: Never in memory where nothing was asked for that needs them.
-HEAVY = {"torch", "onnx", "onnxruntime", "fastapi", "uvicorn", "pydantic", "scipy", "sklearn", "h5py", "matplotlib"}
+HEAVY = {"torch", "numba", "onnx", "onnxruntime", "fastapi", "uvicorn", "pydantic", "scipy", "sklearn", "h5py", "matplotlib"}
 
 
 def loaded_by(statement: str) -> set[str]:

@@ -12,6 +12,9 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from quantformer.config import ModelConfig
 
+#: Numbers a head that `quantformer.cpu_kernels` are made for: every preset's.
+LENT_WIDTH = 16
+
 
 class Block(nn.Module):
     """One layer: self-attention and a feed-forward network of four times the width, ``[B, P, d]`` to ``[B, P, d]``."""
@@ -37,6 +40,10 @@ class Block(nn.Module):
             from quantformer import fused
 
             return fused.attend(self, tokens)
+        if self.lends(tokens):
+            from quantformer import cpu_layers
+
+            return cpu_layers.attend(self, tokens)
         length, d = tokens.shape[1], tokens.shape[2]
         projected = self.query_key_value(self.attention_norm(tokens))
         query, key, value = (
@@ -53,9 +60,24 @@ class Block(nn.Module):
             from quantformer import fused
 
             return fused.feed(self, tokens)
+        if self.lends(tokens):
+            from quantformer import cpu_layers
+
+            return cpu_layers.feed(self, tokens)
         hidden = functional.gelu(self.expand(self.feedforward_norm(tokens)))
         result: Tensor = tokens + self.dropout(self.contract(hidden))
         return result
+
+    def lends(self, tokens: Tensor) -> bool:
+        """Whether `quantformer.cpu_layers` computes the layer of these tokens ``[B, P, d]``: on a CPU, in float32, where
+        something is learned. Who listens to single operations hears torch's own: then no.
+        """
+        learns = torch.is_grad_enabled() and (tokens.requires_grad or self.expand.weight.requires_grad)
+        if not learns or tokens.device.type != "cpu" or tokens.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+            return False
+        if tokens.shape[-1] // self.heads != LENT_WIDTH or _get_current_dispatch_mode() is not None:
+            return False
+        return not torch.compiler.is_compiling() and _has_numba()
 
 
 def fuses(tokens: Tensor, *, heads: int) -> bool:
@@ -67,6 +89,11 @@ def fuses(tokens: Tensor, *, heads: int) -> bool:
     if torch.get_autocast_dtype("cuda") != torch.bfloat16 or _get_current_dispatch_mode() is not None:
         return False
     return knows(tokens.shape, heads=heads) and _runs_on(tokens.device)
+
+
+@cache
+def _has_numba() -> bool:
+    return find_spec("numba") is not None
 
 
 def knows(shape: torch.Size, *, heads: int) -> bool:
