@@ -176,20 +176,15 @@ def test_a_layer_learns_as_torchs_own_and_in_any_number_of_threads(batch: int, m
     assert not dropped["answer"].allclose(quick["answer"])
 
 
-def test_every_preset_takes_it_where_it_learns_in_float32_on_a_cpu() -> None:
+def test_every_preset_takes_it_in_float32_on_a_cpu() -> None:
     assert LENT_WIDTH == WIDTH
     for config in PRESETS.values():
         block, tokens = Block(config), torch.zeros(2, 12, config.d)
         assert block.lends(tokens)
         assert not block.lends(tokens.double())
         assert not block.lends(tokens.to("meta"))
-        with torch.no_grad():
-            assert not block.lends(tokens)
         with torch.autocast("cpu", torch.bfloat16):
             assert not block.lends(tokens)
-        block.requires_grad_(requires_grad=False)
-        assert not block.lends(tokens)
-        assert block.lends(tokens.requires_grad_())
     assert not Block(ModelConfig(d=16, heads=2)).lends(torch.zeros(2, 12, 16))
 
 

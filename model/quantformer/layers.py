@@ -69,11 +69,10 @@ class Block(nn.Module):
         return result
 
     def lends(self, tokens: Tensor) -> bool:
-        """Whether `quantformer.cpu_layers` computes the layer of these tokens ``[B, P, d]``: on a CPU, in float32, where
-        something is learned. Who listens to single operations hears torch's own: then no.
+        """Whether `quantformer.cpu_layers` computes the layer of these tokens ``[B, P, d]``: on a CPU, in float32. Who listens to
+        single operations hears torch's own: then no.
         """
-        learns = torch.is_grad_enabled() and (tokens.requires_grad or self.expand.weight.requires_grad)
-        if not learns or tokens.device.type != "cpu" or tokens.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        if tokens.device.type != "cpu" or tokens.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
             return False
         if tokens.shape[-1] // self.heads != LENT_WIDTH or _get_current_dispatch_mode() is not None:
             return False
