@@ -1,4 +1,4 @@
-"""Tests of what a layer does beside its products on a CPU that learns: it is the layer, in answers, slopes and dropout."""
+"""Tests of what a layer does beside its products on a CPU: it is the layer, in answers, slopes and dropout."""
 
 from __future__ import annotations
 

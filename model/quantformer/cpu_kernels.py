@@ -27,7 +27,7 @@ _OPTIONS: dict[str, Any] = {
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 _SCALE = np.float32(WIDTH**-0.5)
 #: exp(x) = 2^(x log2 e): a whole power, which is set as a float's exponent, times a polynomial (Taylor's, to the sixth power of
-#: at most ln 2 / 2: 2e-7 of its value).
+#: at most ln 2 / 2: 1e-7 of its value).
 _LOG2_E, _LOWEST = np.float32(np.log2(np.e)), np.float32(-126)
 _T1, _T2, _T3, _T4, _T5, _T6 = (
     np.float32(np.log(2) ** k / f) for k, f in ((1, 1), (2, 2), (3, 6), (4, 24), (5, 120), (6, 720))
