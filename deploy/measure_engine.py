@@ -95,7 +95,7 @@ def serves(subject: Subject) -> str:
     service = subject.service
     return (
         f"{service.provider}, {service.threads} threads of one inference as the service chose, bundle {service.bundle[:16]}, "
-        f"random weights, granted by the system: {service.asked_for}"
+        f"random weights, granted by the system: {service.granted_words}"
     )
 
 

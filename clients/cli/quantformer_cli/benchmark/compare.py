@@ -69,7 +69,7 @@ def differences(before: Document, after: Document) -> list[str]:
         ("host", before.machine.host, after.machine.host),
         ("provider", before.service.provider, after.service.provider),
         ("precision", before.service.precision, after.service.precision),
-        ("granted by the system", before.service.asked_for, after.service.asked_for),
+        ("granted by the system", before.service.granted_words, after.service.granted_words),
         ("threads", before.service.threads, after.service.threads),
         ("GPU", before.gpu and before.gpu.name, after.gpu and after.gpu.name),
         ("frame rate", before.pace.rate_hz, after.pace.rate_hz),

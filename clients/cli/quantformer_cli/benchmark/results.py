@@ -110,7 +110,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     granted: list[str] = []
 
     @property
-    def asked_for(self) -> str:
+    def granted_words(self) -> str:
         """Those settings, in words."""
         return ", ".join(self.granted) or "nothing"
 

@@ -38,7 +38,7 @@ def facts(document: Document) -> list[tuple[str, str]]:
         ("versions", versions),
         ("service", f"{service.engine} at {service.address}, {whose}; {service.provider}, {service.threads} threads"),
         ("precision", service.precision),
-        ("granted", service.asked_for),
+        ("granted", service.granted_words),
         ("bundle", f"{service.preset}, SHA-256 {service.bundle[:16]}"),
         (
             "pace",
