@@ -69,13 +69,14 @@ def eager(path: Path, preset: str, stimuli: int, threads: int) -> Call:
 
     from quantformer.config import PRESETS
     from quantformer.forecaster import ServingGraph
+    from quantformer.layers import torch_alone
 
     torch.set_num_threads(threads)
     graph = ServingGraph(made_up().random_forecaster(PRESETS[preset], seed=0)).eval()
     given = [torch.from_numpy(array) for array in question(path, stimuli).values()]
 
     def call() -> Answers:
-        with torch.inference_mode():
+        with torch.inference_mode(), torch_alone():
             return [one.numpy() for one in graph(*given)]
 
     return call

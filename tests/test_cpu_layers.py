@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from quantformer import cpu_layers, layers
+from quantformer import cpu_layers
 from quantformer.config import PRESETS, ModelConfig
 from quantformer.cpu_kernels import CHUNK, WIDTH
-from quantformer.layers import LENT_WIDTH, Block, attention
+from quantformer.layers import LENT_WIDTH, Block, attention, torch_alone
 
 #: Sequences: one, a part of a vector's lanes, all of them, and some beyond.
 BATCHES = (1, 7, 32, 45)
@@ -144,7 +144,7 @@ def test_every_draw_of_dropout_is_another_and_the_generators_seed_tells_them() -
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-def test_a_layer_learns_as_torchs_own_and_in_any_number_of_threads(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_learns_as_torchs_own_and_in_any_number_of_threads(batch: int) -> None:
     torch.manual_seed(batch)
     block = Block(ModelConfig(d=64, heads=4, dropout=0.3))
     tokens, slope = torch.randn(2, batch, 11, 64)
@@ -165,8 +165,8 @@ def test_a_layer_learns_as_torchs_own_and_in_any_number_of_threads(batch: int, m
         cut = slopes(dropout=True)
     finally:
         torch.set_num_threads(threads)
-    monkeypatch.setattr(layers, "_has_numba", lambda: False)
-    plain = slopes(dropout=False)
+    with torch_alone():
+        plain = slopes(dropout=False)
     assert quick.keys() == plain.keys() == cut.keys()
     assert len(plain) == 14
     for name, exact in plain.items():
@@ -185,7 +185,21 @@ def test_every_preset_takes_it_in_float32_on_a_cpu() -> None:
         assert not block.lends(tokens.to("meta"))
         with torch.autocast("cpu", torch.bfloat16):
             assert not block.lends(tokens)
+        with torch_alone():
+            assert not block.lends(tokens)
     assert not Block(ModelConfig(d=16, heads=2)).lends(torch.zeros(2, 12, 16))
+
+
+def test_what_learns_nothing_answers_the_same() -> None:
+    torch.manual_seed(0)
+    block, tokens = Block(ModelConfig(d=64, heads=4)).eval(), torch.randn(35, 12, 64)
+    learning = block(tokens).detach()
+    with torch.no_grad():
+        assert block(tokens).equal(learning)
+    with torch.inference_mode():
+        assert block(tokens).equal(learning)
+        with torch_alone():
+            torch.testing.assert_close(block(tokens), learning, rtol=1e-5, atol=1e-5)
 
 
 def test_who_listens_to_operations_hears_torchs_own() -> None:

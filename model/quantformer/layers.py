@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from importlib.util import find_spec
 
@@ -14,6 +17,17 @@ from quantformer.config import ModelConfig
 
 #: Numbers a head that `quantformer.cpu_kernels` are made for: every preset's.
 LENT_WIDTH = 16
+_ALONE = ContextVar("torch alone", default=False)
+
+
+@contextmanager
+def torch_alone() -> Iterator[None]:
+    """For the time of the block, in this thread, layers on a CPU are torch's own operations: what others are measured against."""
+    before = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(before)
 
 
 class Block(nn.Module):
@@ -76,7 +90,7 @@ class Block(nn.Module):
             return False
         if tokens.shape[-1] // self.heads != LENT_WIDTH or _get_current_dispatch_mode() is not None:
             return False
-        return not torch.compiler.is_compiling() and _has_numba()
+        return not _ALONE.get() and not torch.compiler.is_compiling() and _has_numba()
 
 
 def fuses(tokens: Tensor, *, heads: int) -> bool:
