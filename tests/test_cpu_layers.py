@@ -158,6 +158,7 @@ def test_a_layer_learns_as_torchs_own_and_in_any_number_of_threads(batch: int) -
         found = {name: one.grad for name, one in block.named_parameters() if one.grad is not None}
         return {"answer": answer, "tokens": back} | {name: one.clone() for name, one in found.items()}
 
+    assert type(block(tokens).grad_fn).__name__ == "AddedBackward"
     quick, dropped = slopes(dropout=False), slopes(dropout=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
@@ -210,12 +211,23 @@ def test_who_listens_to_operations_hears_torchs_own() -> None:
         assert not block.lends(torch.zeros(2, 12, 64))
 
 
-def test_without_numba_layers_learn_as_they_did() -> None:
-    """In an interpreter that has none, where nothing may ask for it."""
+@pytest.mark.parametrize(
+    ("before", "told"),
+    [
+        (
+            # There is none, and nothing may ask for it.
+            "import importlib.util as util, sys\n"
+            "found, sys.modules['numba'] = util.find_spec, None\n"
+            "util.find_spec = lambda name, package=None: None if name == 'numba' else found(name, package)\n",
+            "",
+        ),
+        # No directory in which it could keep what it compiles.
+        ("import numba.core.caching as caching\ncaching.CacheImpl._locator_classes = []\n", "NUMBA_CACHE_DIR"),
+    ],
+)
+def test_without_numba_or_a_place_for_it_layers_learn_as_they_did(before: str, told: str) -> None:
     program = (
-        "import importlib.util as util, sys\n"
-        "found, sys.modules['numba'] = util.find_spec, None\n"
-        "util.find_spec = lambda name, package=None: None if name == 'numba' else found(name, package)\n"
+        f"{before}"
         "import torch\n"
         "from quantformer.config import ModelConfig\n"
         "from quantformer.layers import Block\n"
@@ -226,3 +238,4 @@ def test_without_numba_layers_learn_as_they_did() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "torch.Size([256, 64])"
+    assert told in done.stderr

@@ -1,5 +1,4 @@
-"""What a layer does beside its products, as loops that a CPU's vectors run, forward and backward: attention, GELU, dropout with
-the residual, and the biases before each.
+"""Attention, GELU and dropout as loops that a CPU's vectors run, forward and backward, with the residual and biases.
 
 A dozen tokens and 16 numbers a head are too few for libraries' kernels, whose calls then cost more than their arithmetic. Here
 `LANES` sequences lie side by side in the innermost dimension, and every operation is one on so many lanes. Compiled by numba when
@@ -47,7 +46,7 @@ def attend(projected: Array, bias: Array, heads: int, begin: int, end: int, mixe
     to be added, to ``mixed`` ``[B, P, d]``.
     """
     length = projected.shape[1]
-    padded, d = -(-length // 4) * 4, heads * WIDTH
+    padded = -(-length // 4) * 4
     # Beyond the sequence's length there are zeros throughout, which `_mix` adds.
     query, key, value, found = _room(padded, WIDTH), _room(padded, WIDTH), _room(padded, WIDTH), _room(padded, WIDTH)
     weights = _room(padded, padded)
@@ -55,11 +54,7 @@ def attend(projected: Array, bias: Array, heads: int, begin: int, end: int, mixe
         rows = min(LANES, end - first)
         for head in range(heads):
             at = head * WIDTH
-            _load(projected, bias, first, rows, at, query)
-            _load(projected, bias, first, rows, d + at, key)
-            _load(projected, bias, first, rows, 2 * d + at, value)
-            _products(query, key, length, _SCALE, weights)
-            _softmax(weights, length)
+            _weigh(projected, bias, first, rows, at, query, key, value, weights)
             _mix(weights, value, length, padded, found)
             _store(found, first, rows, at, mixed)
 
@@ -81,12 +76,8 @@ def attend_back(projected: Array, bias: Array, slope: Array, heads: int, begin: 
         rows = min(LANES, end - first)
         for head in range(heads):
             at = head * WIDTH
-            _load(projected, bias, first, rows, at, query)
-            _load(projected, bias, first, rows, d + at, key)
-            _load(projected, bias, first, rows, 2 * d + at, value)
+            _weigh(projected, bias, first, rows, at, query, key, value, weights)
             _load(slope, nothing, first, rows, at, given)
-            _products(query, key, length, _SCALE, weights)
-            _softmax(weights, length)
             _mix_back(weights, given, length, padded, found)
             _store(found, first, rows, 2 * d + at, back)
             _products(given, value, length, _ONE, slopes)
@@ -176,6 +167,27 @@ def _hashed(n: int, first: np.uint32, second: np.uint32) -> np.uint32:
 @njit(**_OPTIONS)
 def _room(tokens: int, width: int) -> Array:
     return np.zeros((tokens, width, LANES), np.float32)
+
+
+@njit(**_OPTIONS)
+def _weigh(
+    projected: Array,
+    bias: Array,
+    first: int,
+    rows: int,
+    at: int,
+    query: Array,
+    key: Array,
+    value: Array,
+    weights: Array,
+) -> None:
+    """A head's queries, keys and values, and the weights that they give."""
+    length, d = projected.shape[1], projected.shape[2] // 3
+    _load(projected, bias, first, rows, at, query)
+    _load(projected, bias, first, rows, d + at, key)
+    _load(projected, bias, first, rows, 2 * d + at, value)
+    _products(query, key, length, _SCALE, weights)
+    _softmax(weights, length)
 
 
 @njit(**_OPTIONS)

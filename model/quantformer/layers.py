@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,6 +16,8 @@ from torch.nn import functional
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from quantformer.config import ModelConfig
+
+_log = logging.getLogger(__name__)
 
 #: Numbers a head that `quantformer.cpu_kernels` are made for: every preset's.
 LENT_WIDTH = 16
@@ -63,7 +67,9 @@ class Block(nn.Module):
         query, key, value = (
             projected.reshape(-1, length, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
         )
-        mixed = (functional.scaled_dot_product_attention if tokens.device.type == "cpu" else attention)(query, key, value)
+        mixed = (functional.scaled_dot_product_attention if tokens.device.type == "cpu" else attention)(
+            query, key, value
+        )
         mixed = mixed.transpose(1, 2).reshape(-1, length, d)
         result: Tensor = tokens + self.dropout(self.attention_out(mixed))
         return result
@@ -90,7 +96,7 @@ class Block(nn.Module):
             return False
         if tokens.shape[-1] // self.heads != LENT_WIDTH or _get_current_dispatch_mode() is not None:
             return False
-        return not _ALONE.get() and not torch.compiler.is_compiling() and _has_numba()
+        return not _ALONE.get() and not torch.compiler.is_compiling() and _loops_compile()
 
 
 def fuses(tokens: Tensor, *, heads: int) -> bool:
@@ -105,8 +111,18 @@ def fuses(tokens: Tensor, *, heads: int) -> bool:
 
 
 @cache
-def _has_numba() -> bool:
-    return find_spec("numba") is not None
+def _loops_compile() -> bool:
+    """Without numba, or where it finds no directory to keep what it compiled, layers are torch's own operations."""
+    if find_spec("numba") is None:
+        return False
+    try:
+        importlib.import_module("quantformer.cpu_layers")
+    except RuntimeError as error:
+        _log.warning(
+            "training runs at its slower pace: %s; set NUMBA_CACHE_DIR to a directory that can be written", error
+        )
+        return False
+    return True
 
 
 def knows(shape: torch.Size, *, heads: int) -> bool:

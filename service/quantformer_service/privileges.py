@@ -63,7 +63,7 @@ class Privileges:
         self._outcomes = dict.fromkeys(("pin_cpus", "realtime", "lock_memory", "stay_awake"), _NOT_ASKED)
 
     def before_inference(self) -> None:
-        """Take what the inference thread, and the runtime's own, are to have: in what it measures, too."""
+        """Take what the inference thread, and the runtime's own, are to have, before it measures its threads."""
         if sys.platform != "linux":
             return
         if self._awake:
