@@ -86,6 +86,7 @@ def without_features(data: RunData) -> RunData:
             member,
             real={part: bare(trials) for part, trials in member.real.items()},
             pseudo=bare(member.pseudo),
+            moments=bare(member.moments),
             control=bare(member.control),
         )
         for member in data.members
@@ -123,6 +124,7 @@ TAKEN_AWAY: Mapping[str, Without] = MappingProxyType(
         "pseudo-onsets": Without(data=without_pseudo_onsets),
         # Without a share of its own, lead 0 is as frequent as each of the others.
         "rows without lead": Without(replaced=((examples_module, "NO_LEAD", 1.0 / (LONGEST_LEAD + 1)),)),
+        "moments": Without(config=lambda config: replace(config, moment_epochs=0)),
         "shape loss": Without(config=lambda config: replace(config, shape_weight=0.0)),
     }
 )
@@ -167,8 +169,9 @@ def answered(data: RunData, pretrained: Pretrained, *, config: FinetuneConfig, w
     """Fine-tune and calibrate as `contest` does, without something, and ask about the test rows."""
     data = without.data(data)
     made = data.sources(pretrained.signal_scale)
-    real, pseudo, validation, test = (
-        Blanked(source=source, fields=without.blank) for source in (made.train, made.pseudo, made.validation, made.test)
+    real, pseudo, moments, validation, test = (
+        Blanked(source=source, fields=without.blank)
+        for source in (made.train, made.pseudo, made.moments, made.validation, made.test)
     )
     with ExitStack() as stack:
         for module, name, value in without.replaced:
@@ -178,6 +181,7 @@ def answered(data: RunData, pretrained: Pretrained, *, config: FinetuneConfig, w
             vocabulary=data.vocabulary,
             real=real,
             pseudo=pseudo,
+            moments=moments,
             validation=validation,
             config=without.config(config),
             report=_silent,

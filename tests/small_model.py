@@ -21,7 +21,7 @@ from quantformer_training.fit import vocabulary_of
 from quantformer_training.loop import LoopConfig, LoopResult
 from quantformer_training.pretrain import Pretrained
 from quantformer_training.splits import split_by_time
-from quantformer_training.trials import TrialReader, Trials, pseudo_moments, real_moments
+from quantformer_training.trials import TrialReader, Trials, moments_of, nearest, pseudo_moments, real_moments
 from quantformer_training.tuning import Tuning, fit_tuning, out_of_fold, quantities
 
 # Tiny matrices: a second thread on a busy machine makes these tests ten times slower.
@@ -41,6 +41,7 @@ class Sources:
     tuning: Tuning
     real: ExampleSource
     pseudo: ExampleSource
+    moments: ExampleSource
     validation: ExampleSource
     test: ExampleSource
 
@@ -59,6 +60,8 @@ def sources_of(recording: Recording | None = None, *, train_trials: int = 30, pe
         rng = np.random.default_rng(permute)
         real = {part: permuted(trials, rng) for part, trials in real.items()}
     pseudo = reader.read(pseudo_moments(recording, asked, recipe=recipe), part="train")
+    anywhere = reader.read(moments_of(real["train"].moments, asked), part="train")
+    own = nearest(real["train"].moments, anywhere.moments.frame)
     sets = [real["train"], pseudo]
     features = np.concatenate([vocabulary.tuning_features(trials.moments) for trials in sets])
     values = np.concatenate([quantities(trials, signal_scale=SCALE) for trials in sets])
@@ -70,11 +73,15 @@ def sources_of(recording: Recording | None = None, *, train_trials: int = 30, pe
     neuron, population = out_of_fold(features, values, valid, block, constant=constant, strength=tuning.strength)
     cut = len(real["train"].moments)
 
-    def source(trials: Trials, known: tuple[np.ndarray, np.ndarray] | None = None) -> ExampleSource:
+    def source(
+        trials: Trials, known: tuple[np.ndarray, np.ndarray] | None = None, *, withheld: bool = True
+    ) -> ExampleSource:
         if known is None:
             asked = vocabulary.tuning_features(trials.moments)
             known = tuning.of(asked), tuning.of_population(asked)
-        return ExampleSource(reader, trials, vocabulary=vocabulary, signal_scale=SCALE, tuning=known)
+        return ExampleSource(
+            reader, trials, vocabulary=vocabulary, signal_scale=SCALE, tuning=known, withheld=withheld
+        )
 
     return Sources(
         reader=reader,
@@ -82,6 +89,7 @@ def sources_of(recording: Recording | None = None, *, train_trials: int = 30, pe
         tuning=tuning,
         real=source(real["train"], (neuron[:cut], population[:cut])),
         pseudo=source(pseudo, (neuron[cut:], population[cut:])),
+        moments=source(anywhere, (neuron[own], population[own]), withheld=False),
         validation=source(real["validation"]),
         test=source(real["test"]),
     )

@@ -166,8 +166,8 @@ def trainings() -> dict[str, Callable[[], bytes]]:
     sources = sources_of()
     config = dataclasses.replace(CONFIG, dropout=0.1)
     told: dict[str, Any] = {
-        "vocabulary": sources.vocabulary, "real": sources.real, "pseudo": sources.pseudo, "validation": sources.validation,
-        "config": tiny_training(epochs=3), "report": silent,
+        "vocabulary": sources.vocabulary, "real": sources.real, "pseudo": sources.pseudo, "moments": sources.moments,
+        "validation": sources.validation, "config": tiny_training(epochs=3), "report": silent,
     }  # fmt: skip
 
     def fine() -> bytes:
@@ -236,7 +236,7 @@ def test_an_error_while_drawing_reaches_the_caller_of_a_training() -> None:
     with pytest.raises(OSError, match="the disk went away"):
         finetune.finetune(
             tiny_pretrained(), vocabulary=sources.vocabulary, real=Failing(), pseudo=sources.pseudo,
-            validation=sources.validation, config=tiny_training(epochs=3), report=silent,
+            moments=sources.moments, validation=sources.validation, config=tiny_training(epochs=3), report=silent,
         )  # fmt: skip
     assert calls == 2
     assert not drawing_threads()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize
 from small_model import sources_of, tiny_model
 
 from quantformer.activation_metrics import log_loss
@@ -35,7 +36,9 @@ def test_probability_is_the_sigmoid_of_the_scaled_logit() -> None:
 
 @pytest.mark.parametrize(("temperature", "bias"), [(2.0, -0.7), (0.5, 0.4), (1.0, 0.0)])
 def test_temperature_and_bias_are_found(temperature: float, bias: float) -> None:
-    found = fit_calibration(*answers(40_000, temperature=temperature, bias=bias))
+    logit, active = answers(40_000, temperature=temperature, bias=bias)
+    # As it is used: the same rows asked at every lead.
+    found = fit_calibration(np.tile(logit, len(LEADS)), np.tile(active, len(LEADS)))
     assert found.temperature == pytest.approx(temperature, rel=0.05)
     assert found.bias == pytest.approx(bias, abs=0.06)
 
@@ -54,6 +57,18 @@ def test_calibration_never_makes_its_own_data_worse(n: int, temperature: float, 
     assert log_loss(probability(logit, found), active) <= before + 1e-9
     assert 0.25 <= found.temperature <= 4.0 + 1e-9
     assert -2.0 <= found.bias <= 2.0
+
+
+def test_rows_asked_at_more_leads_tell_no_more() -> None:
+    # Livelier minutes in validation than in what is asked later are not taken at their word.
+    logit, active = answers(300, temperature=1.0, bias=0.4, seed=3)
+    found = fit_calibration(np.tile(logit, len(LEADS)), np.tile(active, len(LEADS)))
+    alone = minimize(
+        lambda p: log_loss(probability(logit, Calibration(temperature=float(np.exp(p[0])), bias=float(p[1]))), active),
+        np.zeros(2),
+    ).x
+    assert abs(found.bias) < 0.6 * abs(alone[1])
+    assert np.sign(found.bias) == np.sign(alone[1])
 
 
 def test_a_handful_of_rows_does_not_invent_a_slope() -> None:

@@ -214,6 +214,24 @@ def test_pseudo_onsets_are_drawn_beside_real_ones() -> None:
     assert [len(rows) for rows in seen] == [300]
 
 
+@pytest.mark.parametrize("name", ["brainlm", "tsmixer"])
+def test_moments_come_first_without_their_stimulus(name: str) -> None:
+    seen: list[Progress] = []
+    budget = replace(TINY, epochs=2, rows_per_epoch=200, moment_epochs=3, moment_rows=150)
+    train, moments = source(150, seed=1), source(200, seed=4)
+    before = trained(NETWORKS[name], budget=replace(budget, moment_epochs=0), train=train, moments=moments)
+    made = trained(NETWORKS[name], budget=budget, train=train, moments=moments, report=seen.append)
+    title = NETWORKS[name].title
+    first = [f"{title} activation pre-training"] * 2 if name == "brainlm" else []
+    assert [one.stage for one in seen] == [*first, *[f"{title} activation at moments"] * 3, *[f"{title} activation"] * 2]
+    asked = source(10, seed=3)
+    assert not np.array_equal(made.predict(asked), before.predict(asked))
+    # Told other stimuli at these moments it would learn the same: they are withheld.
+    other = RandomSource(replace(moments.rows, features=moments.rows.features + 1.0), moments.valid)
+    again = trained(NETWORKS[name], budget=budget, train=train, moments=other)
+    assert np.array_equal(made.predict(asked), again.predict(asked))
+
+
 @pytest.mark.parametrize("multivariate", [False, True])
 def test_ids_and_stimuli_are_withheld_from_a_tenth_and_trials_stay_whole(
     multivariate: bool, monkeypatch: pytest.MonkeyPatch

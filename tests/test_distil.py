@@ -58,6 +58,7 @@ def trained(
         vocabulary=sources.vocabulary,
         real=sources.real,
         pseudo=sources.pseudo,
+        moments=sources.moments,
         validation=sources.validation,
         config=config or tiny_training(),
         report=report,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_model import Sources, sources_of, tiny_model, tiny_pretrained, tiny_training
+from small_model import SCALE, Sources, sources_of, tiny_model, tiny_pretrained, tiny_training
 from small_recording import small_recording
 from torch import Tensor
 
@@ -18,9 +18,9 @@ from quantformer.errors import DataError
 from quantformer.forecaster import ACTIVATION, FORECAST, Forecaster
 from quantformer.tokens import UNKNOWN, TaskTokens
 from quantformer_training import finetune as module
-from quantformer_training.examples import Examples
+from quantformer_training.examples import Examples, ExampleSource
 from quantformer_training.finetune import FinetuneConfig, TrainedModel, finetune, mean_loss
-from quantformer_training.loop import LoopResult, Progress
+from quantformer_training.loop import LoopResult, Progress, Report
 from quantformer_training.pretrain import Pretrained
 
 
@@ -40,8 +40,9 @@ def trained(
     checkpoints: Path | None = None,
     stop: tuple[str, int] | None = None,
     pretrained: Pretrained | None = None,
+    report: Report | None = None,
 ) -> TrainedModel:
-    def report(progress: Progress) -> None:
+    def stopping(progress: Progress) -> None:
         if stop == (progress.stage, progress.epoch):
             raise Stopped
 
@@ -50,9 +51,10 @@ def trained(
         vocabulary=sources.vocabulary,
         real=sources.real,
         pseudo=sources.pseudo,
+        moments=sources.moments,
         validation=sources.validation,
         config=config or tiny_training(),
-        report=report,
+        report=report or stopping,
         checkpoints=checkpoints,
         fingerprint="this recording",
     )
@@ -146,6 +148,70 @@ def test_real_and_pseudo_onsets_are_mixed_as_asked(sources: Sources, monkeypatch
     real = rows.stimulus != UNKNOWN
     # 90 rows of 3 neurons are 10 real moments and 20 pseudo-onsets.
     assert (int(real.sum()), int((~real).sum())) == (30, 60)
+
+
+def at_moments(config: FinetuneConfig, *, epochs: int = 2, rows: int = 300) -> FinetuneConfig:
+    return dataclasses.replace(config, moment_epochs=epochs, moment_rows=rows)
+
+
+def test_moments_are_learned_from_first_without_their_stimulus(
+    sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spy, stages = Spy(monkeypatch), list[tuple[str, int]]()
+
+    def report(progress: Progress) -> None:
+        stages.append((progress.stage, sum(map(len, spy.rows))))
+
+    trained(sources, at_moments(tiny_training(epochs=1)), report=report)
+    assert [name for name, _ in stages] == [
+        "activation at moments", "activation at moments", "activation",
+        "forecast at moments", "forecast at moments", "forecast",
+    ]  # fmt: skip
+    rows = Examples.joined(spy.rows)
+    first = rows.select(torch.arange(stages[1][1]))
+    assert len(first) == 2 * 300
+    assert (first.stimulus == UNKNOWN).all()
+    assert not first.features.any()
+    assert torch.equal(first.tuning[:, 0], first.tuning[:, 1])
+    assert not first.tuning[:, TUNING_RATES:].any()
+    assert float((first.neuron == UNKNOWN).float().mean()) == pytest.approx(0.1, abs=0.05)
+    # Nothing is missing before the moment; before onsets the last frames are, in six rows of ten, and then they are all alike.
+    assert (first.baseline[:, -1] != first.baseline[:, -2]).all()
+    after = rows.select(torch.arange(stages[1][1], stages[2][1]))
+    assert 0.4 < float((after.baseline[:, -1] == after.baseline[:, -2]).float().mean()) < 0.8
+    assert float((after.stimulus != UNKNOWN).float().mean()) > 0.2
+
+
+def test_what_moments_teach_is_where_the_onsets_begin(sources: Sources) -> None:
+    # With no step at onsets (a learning rate of nothing) what was learned at moments is what is left.
+    still = tiny_training(epochs=1)
+    still = dataclasses.replace(still, activation=dataclasses.replace(still.activation, stop_after=0))
+    plain, taught = trained(sources, still), trained(sources, at_moments(still))
+    rows = sources.test.at_lead(0)
+    assert not np.array_equal(plain.predict(rows).logit, taught.predict(rows).logit)
+    # Where there is no moment, or no epoch for them, nothing is learned before.
+    trials = sources.moments.trials
+    nowhere = dataclasses.replace(trials, valid=np.zeros_like(trials.valid))
+    known = sources.moments.tuning, sources.moments.population_tuning
+    nothing = ExampleSource(
+        sources.reader, nowhere, vocabulary=sources.vocabulary, signal_scale=SCALE, tuning=known, withheld=False
+    )
+    without = trained(dataclasses.replace(sources, moments=nothing), at_moments(still))
+    np.testing.assert_array_equal(plain.predict(rows).logit, without.predict(rows).logit)
+
+
+@pytest.mark.parametrize(
+    "stop", [("activation at moments", 0), ("activation at moments", 1), ("forecast at moments", 0)]
+)
+def test_moments_that_were_interrupted_resume_to_the_same_bits(
+    sources: Sources, tmp_path: Path, stop: tuple[str, int]
+) -> None:
+    config = at_moments(tiny_training(epochs=2))
+    with pytest.raises(Stopped):
+        trained(sources, config, checkpoints=tmp_path, stop=stop)
+    resumed, whole = trained(sources, config, checkpoints=tmp_path), trained(sources, config)
+    assert weights(resumed) == weights(whole)
+    assert weights(trained(sources, config, checkpoints=tmp_path)) == weights(whole), "all of it was there already"
 
 
 def test_where_every_id_is_withheld_only_the_unknown_vector_learns(sources: Sources) -> None:

@@ -93,8 +93,8 @@ def test_training_is_told_nothing_of_its_own_presentation(monkeypatch: pytest.Mo
     """Otherwise the network would learn to trust numbers that contain the answer."""
     told: list[dict[str, ExampleSource]] = []
 
-    def spy(*arguments: object, real: ExampleSource, pseudo: ExampleSource, **more: object) -> None:
-        told.append({"real": real, "pseudo": pseudo})
+    def spy(*arguments: object, **given: ExampleSource) -> None:
+        told.append(given)
         raise Stopped
 
     monkeypatch.setattr("quantformer_training.fit.finetune", spy)
@@ -108,7 +108,7 @@ def test_training_is_told_nothing_of_its_own_presentation(monkeypatch: pytest.Mo
     for made in (recording, changed):
         with pytest.raises(Stopped):
             fit_of(made, pretrained=tmp_path)
-    for kind in ("real", "pseudo"):
+    for kind in ("real", "pseudo", "moments"):
         one, other = told[0][kind], told[1][kind]
         own = one.trials.moments.trial == 4
         assert own.any()

@@ -55,6 +55,7 @@ def trained(
         vocabulary=sources.vocabulary,
         real=sources.real,
         pseudo=sources.pseudo,
+        moments=sources.moments,
         validation=sources.validation,
         config=config,
         report=(lambda progress: None) if told is None else told.append,
@@ -207,6 +208,16 @@ def test_the_same_seed_gives_the_same_model(sources: Sources) -> None:
     first, second = (trained(sources, epochs=1).predict(rows) for _ in range(2))
     for name in ("logit", "response", "spread"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+
+
+def test_moments_come_first_here_too(sources: Sources) -> None:
+    told = list[Progress]()
+    config = replace(tiny_training(epochs=2, rows=200), moment_epochs=3, moment_rows=200)
+    finetune_joint(
+        tiny_pretrained(), vocabulary=sources.vocabulary, real=sources.real, pseudo=sources.pseudo,
+        moments=sources.moments, validation=sources.validation, config=config, report=told.append,
+    )  # fmt: skip
+    assert [one.stage for one in told] == ["both tasks at moments"] * 3 + ["both tasks"] * 2
 
 
 def test_it_learns_what_the_baseline_tells(sources: Sources) -> None:

@@ -14,6 +14,7 @@ from small_recording import GRATING, small_recording
 from quantformer.errors import RecordingError
 from quantformer.recording import Recording, StimulusTable
 from quantformer.vocabulary import NOTHING, ONGOING
+from quantformer_training.fit import MOMENT_STRIDE
 from quantformer_training.run_data import MostTrials, RunData, split_of
 from quantformer_training.splits import PARTS
 from quantformer_training.store import StoredSession, write_session
@@ -129,10 +130,37 @@ def test_pseudo_onsets_of_another_category_never_enter(tmp_path: Path) -> None:
     assert all(name.startswith("dir=") for name in run.vocabulary.stimulus_ids)
 
 
+def test_moments_are_anywhere_in_training_and_told_what_their_presentation_is(tmp_path: Path) -> None:
+    session = stored(tmp_path, two_categories())
+    run = RunData.read(session, category=GRATING, most=ALL)
+    member, made = run.members[0], run.sources(0.2)
+    real, anywhere = member.real["train"].moments, member.moments.moments
+    spans = [np.arange(low + 96, high - 63) for low, high in member.split.train]
+    whole = np.concatenate(spans)
+    assert set(anywhere.frame) <= set(whole)
+    assert np.diff(anywhere.frame).min() == MOMENT_STRIDE
+    assert len(anywhere) == pytest.approx(len(whole) / MOMENT_STRIDE, abs=len(spans))
+    # Onsets begin in the responses of some of them, which no pseudo-onset may have.
+    begins = (real.frame[:, None] > anywhere.frame) & (real.frame[:, None] < anywhere.frame + 64)
+    assert begins.any(0).mean() > 0.1
+    train, moments = made.train.parts[0], made.moments.parts[0]
+    for i, frame in enumerate(anywhere.frame):
+        own = int(np.abs(real.frame - frame).argmin())
+        np.testing.assert_array_equal(moments.tuning[i], train.tuning[own])
+        np.testing.assert_array_equal(moments.population_tuning[i], train.population_tuning[own])
+    some = RunData.read(session, category=GRATING, most=MostTrials(train=10)).members[0]
+    assert 0 < len(some.moments.moments) <= 10
+
+
 def test_parts_share_no_frame(tmp_path: Path) -> None:
     member = RunData.read(stored(tmp_path, trials=60, sub_sessions=3), category=GRATING, most=ALL).members[0]
     read = {part: set[int]() for part in PARTS}
-    for part, trials in [*member.real.items(), ("train", member.pseudo), ("test", member.control)]:
+    for part, trials in [
+        *member.real.items(),
+        ("train", member.pseudo),
+        ("train", member.moments),
+        ("test", member.control),
+    ]:
         for frame in trials.moments.frame:
             read[part] |= set(range(frame - 96, frame + 64))
     assert not read["train"] & read["validation"]
@@ -158,7 +186,9 @@ def test_a_part_without_a_usable_trial_is_refused_with_the_reasons(tmp_path: Pat
     def dark(traces: np.ndarray) -> None:
         traces[start:] = np.nan
 
-    with pytest.raises(RecordingError, match=r"night: no usable trial of drifting_gratings in the test part.*not finite': \d\d"):
+    with pytest.raises(
+        RecordingError, match=r"night: no usable trial of drifting_gratings in the test part.*not finite': \d\d"
+    ):
         RunData.read(stored(tmp_path, damaged(recording, dark), name="night"), category=GRATING, most=ALL)
 
 
@@ -189,7 +219,9 @@ def test_a_neuron_that_says_nothing_costs_nobody_else_a_row(tmp_path: Path, valu
     whole = RunData.read(stored(tmp_path, recording, name="whole"), category=GRATING, most=ALL).sources(0.2).test
     rows, expected = run.sources(0.2).test.rows(), whole.rows()
     for neuron in (0, 2):
-        np.testing.assert_array_equal(rows.response[rows.neuron == neuron], expected.response[expected.neuron == neuron])
+        np.testing.assert_array_equal(
+            rows.response[rows.neuron == neuron], expected.response[expected.neuron == neuron]
+        )
     assert not rows.active[rows.neuron == 1].any()
     if not value > 0:
         assert not (rows.neuron == 1).any(), "without F0 there is no dF/F"
@@ -206,9 +238,7 @@ def test_runs_of_nothing_cost_their_trials_only(tmp_path: Path) -> None:
     whole = RunData.read(stored(tmp_path, recording), category=GRATING, most=ALL)
     run = RunData.read(stored(tmp_path, damaged(recording, gaps), name="gaps"), category=GRATING, most=ALL)
     finite(run)
-    lost = sum(
-        int((whole.members[0].real[part].valid & ~run.members[0].real[part].valid).sum()) for part in PARTS
-    )
+    lost = sum(int((whole.members[0].real[part].valid & ~run.members[0].real[part].valid).sum()) for part in PARTS)
     assert 3 <= lost <= 9, "and neighbours whose windows reach into them"
     for part in PARTS:
         np.testing.assert_array_equal(run.members[0].real[part].valid[:, :2], whole.members[0].real[part].valid[:, :2])

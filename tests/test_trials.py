@@ -17,7 +17,7 @@ from quantformer.signal import SignalRecipe, onset_frames
 from quantformer.vocabulary import NOTHING, ONGOING
 from quantformer_training.pretrain import whole
 from quantformer_training.splits import Split, split_by_time
-from quantformer_training.trials import Moments, TrialReader, pseudo_moments, real_moments
+from quantformer_training.trials import Moments, TrialReader, moments_of, pseudo_moments, real_moments
 
 RECIPE = SignalRecipe()
 
@@ -167,7 +167,9 @@ def test_withheld_frames_hold_the_last_value_and_stay_out_of_f0() -> None:
     out = np.empty((1, 96), np.float32)
     f0, _ = reader_of(recording).write(moments, 0, out=out, missing=missing)
     frame = int(moments.frame[0])
-    assert float(f0[0]) == pytest.approx(recording.fluorescence[frame - 60 : frame - 4, 0].mean(dtype=np.float64), rel=1e-9)
+    assert float(f0[0]) == pytest.approx(
+        recording.fluorescence[frame - 60 : frame - 4, 0].mean(dtype=np.float64), rel=1e-9
+    )
     assert np.ptp(out[0, -5:]) == 0.0
 
 
@@ -261,7 +263,9 @@ def test_pseudo_onsets_are_where_nothing_begins() -> None:
     assert found.pseudo.all()
     for i in range(0, len(found), 5):
         stamp = recording.timestamps_s[found.frame[i]]
-        shown = (recording.stimuli.onset_s <= stamp) & (stamp < recording.stimuli.onset_s + recording.stimuli.duration_s)
+        shown = (recording.stimuli.onset_s <= stamp) & (
+            stamp < recording.stimuli.onset_s + recording.stimuli.duration_s
+        )
         if shown.any():
             row = int(np.flatnonzero(shown)[0])
             assert found.category[i] == ONGOING + GRATING
@@ -272,6 +276,31 @@ def test_pseudo_onsets_are_where_nothing_begins() -> None:
             assert found.category[i] == found.stimulus_id[i] == NOTHING
             assert found.features[i] == {}
     assert {ONGOING + GRATING, NOTHING} == set(found.category), "one of the two kinds was never tested"
+
+
+@given(
+    st.lists(st.integers(0, 3000), min_size=1, max_size=12, unique=True).map(sorted),
+    st.lists(st.integers(0, 3000), max_size=20),
+)
+def test_a_moment_is_of_the_presentation_that_is_nearest(onsets: list[int], frames: list[int]) -> None:
+    count = len(onsets)
+    presentations = Moments(
+        frame=np.array(onsets, np.int64),
+        trial=np.arange(count) + 5,
+        pseudo=np.zeros(count, bool),
+        category=(GRATING,) * count,
+        stimulus_id=tuple(f"dir={i}" for i in range(count)),
+        features=tuple({"direction": float(i)} for i in range(count)),
+    )
+    asked = np.array(frames, np.int64)
+    found = moments_of(presentations, asked)
+    assert found.frame.tolist() == frames
+    assert found.pseudo.all()
+    for i, frame in enumerate(frames):
+        row = int(found.trial[i]) - 5
+        assert abs(onsets[row] - frame) == min(abs(onset - frame) for onset in onsets)
+        assert (found.stimulus_id[i], found.features[i]) == (f"dir={row}", {"direction": float(row)})
+    assert len(moments_of(presentations.select(np.arange(0)), asked)) == 0
 
 
 def test_inside_a_blank_nothing_goes_on() -> None:

@@ -22,8 +22,9 @@ MOST_ROWS = 40_000
 INTERVAL_LEVEL = 0.8
 #: False triggers a minute for which the bundle states a threshold.
 FALSE_A_MINUTE = (1, 2, 5)
-#: Weight of the pull towards no recalibration, in rows: a small validation set must not invent a slope.
-_PRIOR_ROWS = 20.0
+#: Weight of the pull towards no recalibration, in rows: a small validation set must not invent a slope. Its rows are asked
+#: about at every lead, which tells of them once, and its minutes may be livelier than those to come.
+_PRIOR_ROWS = 50.0 * len(LEADS)
 
 Floats = NDArray[np.floating]
 
@@ -71,7 +72,9 @@ def probability(logit: NDArray[np.float32], calibration: Calibration) -> NDArray
 
 
 def fit_calibration(logit: NDArray[np.float32], active: NDArray[np.bool_]) -> Calibration:
-    """Temperature and bias with the lowest log-loss, pulled weakly towards 1 and 0; within [0.25, 4] and [-2, 2]."""
+    """Temperature and bias with the lowest log-loss on rows asked at each of `LEADS`, pulled towards 1 and 0; within [0.25, 4]
+    and [-2, 2].
+    """
 
     def objective(parameters: Floats) -> float:
         made = Calibration(temperature=float(np.exp(parameters[0])), bias=float(parameters[1]))

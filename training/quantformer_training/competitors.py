@@ -31,6 +31,8 @@ Task = Literal["activation", "forecast"]
 Asked = tuple[Examples, Tensor]
 #: The same of an epoch, and the order in which its rows (or whole trials) are learned from.
 _Epoch = tuple[Examples, Tensor, Tensor]
+_Losses = Callable[[Callable[[int], _Epoch], int], Iterator[Callable[[], Tensor]]]
+_Stage = tuple[str, LoopConfig, Callable[[int], _Epoch], _Losses, Callable[[], float]]
 
 #: Trials of a batch of a network that mixes neurons, at least: its norms are over trials.
 LEAST_TRIALS = 8
@@ -45,6 +47,7 @@ class Budget:
 
     An epoch reads about ``rows_per_epoch`` neuron-trials, ``pseudo_per_real`` of them at pseudo-onsets (where such a source is
     given) for each at a real onset. Validation reads an even choice of ``validation_rows``, or whole trials, all of them.
+    ``moment_epochs`` of about ``moment_rows`` go before, as in `FinetuneConfig`.
     """
 
     epochs: int
@@ -54,6 +57,8 @@ class Budget:
     patience: int = 8
     weight_decay: float = 0.05
     pseudo_per_real: float = 2.0
+    moment_epochs: int = 0
+    moment_rows: int = 60_000
     validation_rows: int = 40_000
 
     def __post_init__(self) -> None:
@@ -72,7 +77,9 @@ class Budget:
     @classmethod
     def paper(cls) -> Budget:
         """For a GPU: the paper's 100 epochs at its learning rate, and at a third of it."""
-        return cls(epochs=100, rows_per_epoch=200_000, learning_rates=(1e-3, 3e-4), batch=2_048, patience=10)
+        return cls(epochs=100, rows_per_epoch=200_000, learning_rates=(1e-3, 3e-4), batch=2_048, patience=10,
+            moment_epochs=20, moment_rows=200_000,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -120,6 +127,7 @@ def train_network(
     signal_scale: float,
     report: Report,
     pseudo: TrialSource | None = None,
+    moments: TrialSource | None = None,
     checkpoints: Path | None = None,
     fingerprint: str = "",
     accelerator: Accelerator | None = None,
@@ -154,6 +162,7 @@ def train_network(
             network=network,
             train=train,
             pseudo=pseudo,
+            moments=moments,
             validation=validation,
             budget=budget,
             seed=seed,
@@ -168,31 +177,19 @@ def train_network(
         )
         mark = f"{fingerprint} {spec.title} {task} {config} {budget} {loop}"
         stage = f"{spec.title} {task}" + (f" at {rate:g}" if len(budget.learning_rates) > 1 else "")
-        if isinstance(network, MaskedAutoencoder):
-            with drawn_ahead(training.draw, epochs=loop.most_epochs) as drawn:
-                run_loop(
-                    stage=f"{stage} pre-training",
+        for part, how, draw, losses, error in training.stages(loop):
+            with drawn_ahead(draw, epochs=how.most_epochs) as drawn:
+                result = run_loop(
+                    stage=stage + part,
                     network=network,
-                    config=loop,
-                    losses=partial(training.masked_losses, drawn),
-                    validate=training.masked_error,
+                    config=how,
+                    losses=partial(losses, drawn),
+                    validate=error,
                     report=report,
-                    checkpoint=_file(checkpoints, f"{stage} pre-training"),
-                    fingerprint=f"{mark} pre-training",
+                    checkpoint=_file(checkpoints, stage + part),
+                    fingerprint=mark + part,
                     accelerator=machine,
                 )
-        with drawn_ahead(training.draw, epochs=loop.most_epochs) as drawn:
-            result = run_loop(
-                stage=stage,
-                network=network,
-                config=loop,
-                losses=partial(training.losses, drawn),
-                validate=training.error,
-                report=report,
-                checkpoint=_file(checkpoints, stage),
-                fingerprint=mark,
-                accelerator=machine,
-            )
         tried[rate] = result.best_validation
         if chosen is None or result.best_validation < chosen[2].best_validation:
             chosen = rate, network, result
@@ -217,10 +214,24 @@ class _Training:
     network: TaskNetwork
     train: TrialSource
     pseudo: TrialSource | None
+    moments: TrialSource | None
     validation: TrialSource
     budget: Budget
     seed: int
     machine: Accelerator
+
+    def stages(self, loop: LoopConfig) -> list[_Stage]:
+        """What the network goes through one after the other: what is added to the stage's name, how long and fast, the draw
+        of an epoch, and the losses on training and validation.
+        """
+        found: list[_Stage] = [("", loop, self.draw, self.losses, self.error)]
+        count = self.budget.moment_epochs
+        if count and self.moments is not None and len(self.moments):
+            before = replace(loop, epochs=count, stop_after=count)
+            found.insert(0, (" at moments", before, self.draw_moments, self.losses, self.error))
+        if isinstance(self.network, MaskedAutoencoder):
+            found.insert(0, (" pre-training", loop, self.draw, self.masked_losses, self.masked_error))
+        return found
 
     def losses(self, drawn: Callable[[int], _Epoch], epoch: int) -> Iterator[Callable[[], Tensor]]:
         return (partial(self._loss, rows, valid) for rows, valid in self._batches(drawn, epoch) if bool(valid.any()))
@@ -274,10 +285,19 @@ class _Training:
         if pseudo is not None:
             drawn.append(self._drawn(pseudo, round(self.budget.pseudo_per_real * len(drawn[0][1])), rng))
         rows, valid = Examples.joined([rows for rows, _ in drawn]), torch.cat([valid for _, valid in drawn])
+        return self._shuffled(rows, valid, rng, denied=WITHHELD)
+
+    def draw_moments(self, epoch: int) -> _Epoch:
+        """As `draw_moments` of fine-tuning."""
+        assert self.moments is not None
+        rng = np.random.default_rng((self.seed, epoch, 1))
+        return self._shuffled(*self._drawn(self.moments, self.budget.moment_rows, rng), rng, denied=1.0)
+
+    def _shuffled(self, rows: Examples, valid: Tensor, rng: np.random.Generator, *, denied: float) -> _Epoch:
         units = len(rows) // self._together
         unknown = torch.from_numpy(rng.random(len(rows)) < WITHHELD)
-        denied = torch.from_numpy(rng.random(units) < WITHHELD).repeat_interleave(self._together)
-        rows = withheld(rows, unknown=unknown, denied=denied)
+        without = torch.from_numpy(rng.random(units) < denied).repeat_interleave(self._together)
+        rows = withheld(rows, unknown=unknown, denied=without)
         return rows, valid, torch.from_numpy(rng.permutation(units))
 
     def _batches(self, drawn: Callable[[int], _Epoch], epoch: int) -> Iterator[Asked]:

@@ -56,11 +56,13 @@ def _finetuning(budget: Budget) -> FinetuneConfig:
         rows_per_epoch=budget.rows_per_epoch,
         validation_rows=budget.validation_rows,
         pseudo_per_real=budget.pseudo_per_real,
+        moment_epochs=budget.moment_epochs,
+        moment_rows=budget.moment_rows,
     )
 
 
 _SMALL = Budget(epochs=5, rows_per_epoch=2_400, patience=5, pseudo_per_real=1.0, validation_rows=1_000)
-_RECORDING = Budget(epochs=12, rows_per_epoch=4_000, patience=6, validation_rows=4_000)
+_RECORDING = Budget(epochs=12, rows_per_epoch=4_000, patience=6, moment_epochs=6, validation_rows=4_000)
 _PAPER = replace(Budget.paper(), validation_rows=100_000)
 
 EFFORTS: Mapping[str, Effort] = MappingProxyType(

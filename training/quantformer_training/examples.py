@@ -97,7 +97,8 @@ class Examples:
 class ExampleSource:
     """Examples of the trials of one recording; a reader, its trials and the vocabulary, kept together.
 
-    ``tuning`` is ``(n, neurons, 10)`` and ``(n, 10)``: out of fold for trials that the tuning was fitted on.
+    ``tuning`` is ``(n, neurons, 10)`` and ``(n, 10)``: out of fold for trials that the tuning was fitted on. Unless ``withheld``
+    nothing is missing from the baselines that are drawn.
     """
 
     def __init__(
@@ -108,8 +109,9 @@ class ExampleSource:
         vocabulary: Vocabulary,
         signal_scale: float,
         tuning: tuple[NDArray[np.float32], NDArray[np.float32]],
+        withheld: bool = True,
     ) -> None:
-        self.reader, self.trials, self.signal_scale = reader, trials, signal_scale
+        self.reader, self.trials, self.signal_scale, self.withheld = reader, trials, signal_scale, withheld
         self.tuning, self.population_tuning = tuning
         row_of = {name: row for row, name in enumerate(vocabulary.neuron_ids)}
         self.neuron = np.array([row_of.get(name, UNKNOWN) for name in reader.recording.neuron_ids], np.int64)
@@ -134,8 +136,11 @@ class ExampleSource:
         return self.random(rng.choice(known, wanted, replace=False), rng)
 
     def random(self, index: NDArray[np.intp], rng: np.random.Generator) -> Examples:
-        """The moments at ``index``, each with a random lead and, three times in ten, random gaps."""
-        return self._examples(index, [random_missing(self.reader.recipe, rng) for _ in index])
+        """The moments at ``index``, each with a random lead and, three times in ten, random gaps, where frames are withheld."""
+        nothing = np.zeros(self.reader.recipe.baseline_frames, bool)
+        return self._examples(
+            index, [random_missing(self.reader.recipe, rng) if self.withheld else nothing for _ in index]
+        )
 
     def _examples(self, index: NDArray[np.intp], missing: list[NDArray[np.bool_]]) -> Examples:
         trials, neurons = self.trials, len(self.neuron)

@@ -36,7 +36,9 @@ VALIDATION_LEADS = (0, 5)
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     """An epoch reads about ``rows_per_epoch`` neuron-trials, ``pseudo_per_real`` of them at pseudo-onsets for each at a
-    real onset; validation reads an even choice of ``validation_rows``. Ids are withheld from ``drop_ids`` of the rows,
+    real onset; validation reads an even choice of ``validation_rows``. Before them, ``moment_epochs`` of about ``moment_rows``
+    are learned at any moments of training, the stimulus withheld and nothing of the baseline: onsets are few, and what a
+    neuron's baseline says of its next seconds is in every moment. Ids are withheld from ``drop_ids`` of the rows,
     which trains the unknown vector, and the stimulus from ``drop_stimulus`` of them. To the cross-entropy over codes
     ``decoded_weight`` adds the squared error of the decoded response, and ``shape_weight`` one minus its correlation with
     what happened: most responses are small, and squared error alone ignores their shape.
@@ -48,9 +50,11 @@ class FinetuneConfig:
     rows_per_epoch: int = 12_000
     validation_rows: int = 40_000
     pseudo_per_real: float = 2.0
+    moment_epochs: int = 0
+    moment_rows: int = 60_000
     drop_ids: float = 0.1
     drop_stimulus: float = 0.1
-    decoded_weight: float = 1.0
+    decoded_weight: float = 10.0
     shape_weight: float = 2.0
 
     def stopped(self, activation: LoopResult, forecast: LoopResult) -> FinetuneConfig:
@@ -113,6 +117,7 @@ def finetune(
     vocabulary: Vocabulary,
     real: RowSource,
     pseudo: RowSource,
+    moments: RowSource,
     validation: RowSource,
     config: FinetuneConfig,
     report: Report,
@@ -122,7 +127,8 @@ def finetune(
     accelerator: Accelerator | None = None,
     teachers: Teachers | None = None,
 ) -> TrainedModel:
-    """Train activation and response networks from one pre-trained auto-encoder; ``stage`` precedes the tasks' names.
+    """Train activation and response networks from one pre-trained auto-encoder: at ``moments``, then at ``real`` onsets and
+    ``pseudo``-onsets. ``stage`` precedes the tasks' names.
 
     With ``teachers`` training rows are learned from as they teach them; validation is always what happened. With an
     ``accelerator`` training is on its device; what is returned is on the CPU.
@@ -147,7 +153,7 @@ def finetune(
     machine = accelerator or Accelerator()
     # Only now: the regressions that training begins at are solved on the CPU.
     nn.ModuleList([forecaster, *tokens]).to(machine.device)
-    real, pseudo = drawn_on(machine.device, real, pseudo)
+    real, pseudo, moments = drawn_on(machine.device, real, pseudo, moments)
     if teachers is not None:
         teachers.to(machine.device)
     # Every process validates on all rows: the mean over processes is the same.
@@ -183,22 +189,25 @@ def finetune(
         ),
     )
     for task, network, loop, loss, criterion in tasks:
-        draw = partial(draw_epoch, real, pseudo, config=config, seed=loop.seed, device=machine.device)
-        with drawn_ahead(draw, epochs=loop.most_epochs) as drawn:
-            result = run_loop(
-                stage=stage + task,
-                network=network,
-                config=loop,
-                losses=lambda epoch, loss=loss, drawn=drawn: (  # type: ignore[misc]
-                    partial(loss, batch)
-                    for batch in epoch_batches(drawn, epoch=epoch, batch=config.batch, machine=machine)
-                ),
-                validate=lambda criterion=criterion: validate(criterion),  # type: ignore[misc]
-                report=report,
-                checkpoint=None if checkpoints is None else checkpoints / f"{stage}{task}.pt".replace(" ", "-"),
-                fingerprint=f"{fingerprint} {stage}{task} {config} {digest[:16]}",
-                accelerator=machine,
-            )
+        for part, config_of_part, draw in stages(
+            real, pseudo, moments, config=config, loop=loop, device=machine.device
+        ):
+            name = stage + task + part
+            with drawn_ahead(draw, epochs=config_of_part.most_epochs) as drawn:
+                result = run_loop(
+                    stage=name,
+                    network=network,
+                    config=config_of_part,
+                    losses=lambda epoch, loss=loss, drawn=drawn: (  # type: ignore[misc]
+                        partial(loss, batch)
+                        for batch in epoch_batches(drawn, epoch=epoch, batch=config.batch, machine=machine)
+                    ),
+                    validate=lambda criterion=criterion: validate(criterion),  # type: ignore[misc]
+                    report=report,
+                    checkpoint=None if checkpoints is None else checkpoints / f"{name}.pt".replace(" ", "-"),
+                    fingerprint=f"{fingerprint} {name} {config} {digest[:16]}",
+                    accelerator=machine,
+                )
         results.append(result)
     nn.ModuleList([forecaster, *tokens]).cpu()
     if teachers is not None:
@@ -251,6 +260,39 @@ def tokens_of(vocabulary: Vocabulary, *, d: int) -> TaskTokens:
         stimulus_ids=len(vocabulary.stimulus_ids),
         d=d,
     )
+
+
+def stages(
+    real: RowSource,
+    pseudo: RowSource,
+    moments: RowSource,
+    *,
+    config: FinetuneConfig,
+    loop: LoopConfig,
+    device: torch.device,
+) -> list[tuple[str, LoopConfig, Callable[[int], tuple[Examples, Tensor]]]]:
+    """What a network goes through one after the other: what is added to the stage's name, how long and fast, and the draw of
+    an epoch. At moments it is not validation that says when to stop: what it would measure is not yet being learned.
+    """
+    at_onsets = partial(draw_epoch, real, pseudo, config=config, seed=loop.seed, device=device)
+    found: list[tuple[str, LoopConfig, Callable[[int], tuple[Examples, Tensor]]]] = [("", loop, at_onsets)]
+    if config.moment_epochs and len(moments):
+        before = replace(loop, epochs=config.moment_epochs, stop_after=config.moment_epochs)
+        found.insert(
+            0, (" at moments", before, partial(draw_moments, moments, config=config, seed=loop.seed, device=device))
+        )
+    return found
+
+
+def draw_moments(
+    moments: RowSource, epoch: int, *, config: FinetuneConfig, seed: int, device: torch.device
+) -> tuple[Examples, Tensor]:
+    """As `draw_epoch`, at any moments: the stimulus is withheld from every row."""
+    rng = np.random.default_rng((seed, epoch, 1))
+    rows = moments.draw(config.moment_rows, rng).to(device)
+    unknown = torch.from_numpy(rng.random(len(rows)) < config.drop_ids).to(device)
+    order = torch.from_numpy(rng.permutation(len(rows))).to(device)
+    return withheld(rows, unknown=unknown, denied=torch.ones_like(unknown)), order
 
 
 def draw_epoch(

@@ -25,13 +25,15 @@ from quantformer_training.pretrain import Pretrained, Windows, load_pretrained, 
 from quantformer_training.rows import Rows
 from quantformer_training.splits import PARTS, Split
 from quantformer_training.store import Traced
-from quantformer_training.trials import TrialReader, Trials, pseudo_moments, real_moments
+from quantformer_training.trials import TrialReader, Trials, moments_of, nearest, pseudo_moments, real_moments
 from quantformer_training.tuning import Tuning, fit_tuning, out_of_fold, quantities
 
 #: Stimuli with more ids than this are told apart by their features alone.
 MOST_STIMULUS_IDS = 256
 #: Pseudo-onsets are looked for every this many frames.
 PSEUDO_STRIDE = 3
+#: Of the training part every this many frames is a moment that is learned from before the onsets.
+MOMENT_STRIDE = 15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,7 @@ class FitConfig:
         return cls(
             preset="small",
             pretraining=LoopConfig(epochs=12, learning_rate=1e-3, seed=seed),
-            finetuning=FinetuneConfig(activation=replace(task, learning_rate=3e-4), forecast=task),
+            finetuning=FinetuneConfig(activation=replace(task, learning_rate=3e-4), forecast=task, moment_epochs=6),
             own_windows=8000,
             unlabelled_windows=24000,
             seed=seed,
@@ -103,8 +105,9 @@ class Fitted:
 
     def source(self, trials: Trials) -> ExampleSource:
         """Examples of any trials of the recording, with the tuning that a bundle would hold."""
-        parts = _Parts(reader=self.reader, vocabulary=self.vocabulary, real=self.real, pseudo=self.pseudo)
-        return parts.source(trials, tuning=self.tuning, scale=self.pretrained.signal_scale)
+        return _told(
+            self.reader, trials, vocabulary=self.vocabulary, tuning=self.tuning, scale=self.pretrained.signal_scale
+        )
 
 
 def fit(
@@ -152,6 +155,7 @@ def fit(
             vocabulary=vocabulary,
             real=tuned.real,
             pseudo=tuned.pseudo,
+            moments=tuned.moments,
             validation=parts.source(parts.real["validation"], tuning=tuned.tuning, scale=made.signal_scale),
             config=loops,
             report=report,
@@ -194,6 +198,7 @@ class _Tuned:
     tuning: Tuning
     real: ExampleSource
     pseudo: ExampleSource
+    moments: ExampleSource
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -204,18 +209,22 @@ class _Parts:
     vocabulary: Vocabulary
     real: dict[str, Trials]
     pseudo: dict[str, Trials]
+    moments: Trials
 
     @classmethod
     def read(cls, recording: Recording, *, split: Split, vocabulary: Vocabulary) -> _Parts:
         recipe = SignalRecipe()
         reader = TrialReader(recording, split=split, recipe=recipe, rule=LabelRule())
         candidates = np.arange(recipe.baseline_frames, recording.frames - recipe.response_frames, PSEUDO_STRIDE)
-        real, pseudo = real_moments(recording), pseudo_moments(recording, candidates, recipe=recipe)
+        pseudo = pseudo_moments(recording, candidates, recipe=recipe)
+        real = {part: reader.read(real_moments(recording), part=part) for part in PARTS}
+        anywhere = np.concatenate([np.arange(low, high, MOMENT_STRIDE) for low, high in split.train])
         return cls(
             reader=reader,
             vocabulary=vocabulary,
-            real={part: reader.read(real, part=part) for part in PARTS},
+            real=real,
             pseudo={part: reader.read(pseudo, part=part) for part in PARTS},
+            moments=reader.read(moments_of(real["train"].moments, anywhere), part="train"),
         )
 
     def check(self) -> None:
@@ -232,9 +241,7 @@ class _Parts:
                 )
 
     def source(self, trials: Trials, *, tuning: Tuning, scale: float) -> ExampleSource:
-        features = self.vocabulary.tuning_features(trials.moments)
-        known = (tuning.of(features), tuning.of_population(features))
-        return ExampleSource(self.reader, trials, vocabulary=self.vocabulary, signal_scale=scale, tuning=known)
+        return _told(self.reader, trials, vocabulary=self.vocabulary, tuning=tuning, scale=scale)
 
     def tune(self, scale: float) -> _Tuned:
         sets = [self.real["train"], self.pseudo["train"]]
@@ -245,17 +252,26 @@ class _Parts:
         judged = np.concatenate([~trials.moments.pseudo for trials in sets])
         constant = self.vocabulary.tuning_constants
         tuning = fit_tuning(features, values, valid, block, constant=constant, judged=judged)
-        neuron, population = out_of_fold(
-            features, values, valid, block, constant=constant, strength=tuning.strength
-        )
+        neuron, population = out_of_fold(features, values, valid, block, constant=constant, strength=tuning.strength)
         cut = len(sets[0].moments)
-        real, pseudo = (
-            ExampleSource(self.reader, trials, vocabulary=self.vocabulary, signal_scale=scale, tuning=known)
-            for trials, known in zip(
-                sets, ((neuron[:cut], population[:cut]), (neuron[cut:], population[cut:])), strict=True
+        # A moment is told what its presentation is.
+        own = nearest(sets[0].moments, self.moments.moments.frame)
+        told = [(neuron[:cut], population[:cut]), (neuron[cut:], population[cut:]), (neuron[own], population[own])]
+        real, pseudo, moments = (
+            ExampleSource(
+                self.reader, trials, vocabulary=self.vocabulary, signal_scale=scale, tuning=known, withheld=withheld
             )
+            for trials, known, withheld in zip([*sets, self.moments], told, (True, True, False), strict=True)
         )
-        return _Tuned(tuning=tuning, real=real, pseudo=pseudo)
+        return _Tuned(tuning=tuning, real=real, pseudo=pseudo, moments=moments)
+
+
+def _told(
+    reader: TrialReader, trials: Trials, *, vocabulary: Vocabulary, tuning: Tuning, scale: float
+) -> ExampleSource:
+    features = vocabulary.tuning_features(trials.moments)
+    known = (tuning.of(features), tuning.of_population(features))
+    return ExampleSource(reader, trials, vocabulary=vocabulary, signal_scale=scale, tuning=known)
 
 
 def rows_of(trials: Trials) -> Rows:

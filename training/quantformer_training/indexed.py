@@ -127,10 +127,14 @@ class IndexedPart:
 
 
 class IndexedSource:
-    """Neuron-trials of one or several sessions, gathered by index; a `TrialSource`."""
+    """Neuron-trials of one or several sessions, gathered by index; a `TrialSource`. Unless ``withheld`` nothing is missing from
+    the baselines that are drawn.
+    """
 
-    def __init__(self, parts: Sequence[IndexedPart], *, signal_scale: float, recipe: SignalRecipe) -> None:
-        self.parts, self.signal_scale, self.recipe = tuple(parts), signal_scale, recipe
+    def __init__(
+        self, parts: Sequence[IndexedPart], *, signal_scale: float, recipe: SignalRecipe, withheld: bool = True
+    ) -> None:
+        self.parts, self.signal_scale, self.recipe, self.withheld = tuple(parts), signal_scale, recipe, withheld
         # In 32 bits part by part: those of all parts in 64 would be twice the index.
         found = [[axis.astype(np.int32) for axis in np.nonzero(part.trials.valid)] for part in self.parts]
         self._rows = Index(
@@ -171,8 +175,7 @@ class IndexedSource:
     def chosen(self, count: int, rng: np.random.Generator) -> tuple[Index, NDArray[np.bool_]]:
         """The rows that `draw` gathers, and the frames withheld from each `SHARED_GAPS` of them, bool ``(groups, 96)``."""
         index = rng.choice(len(self), min(count, len(self)), replace=False)
-        groups = -(-len(index) // SHARED_GAPS)
-        return self._rows.select(index), np.stack([random_missing(self.recipe, rng) for _ in range(groups)])
+        return self._rows.select(index), self._missing(-(-len(index) // SHARED_GAPS), rng)
 
     def at_lead(self, lead: int, *, most: int | None = None) -> Examples:
         """Every row, or an even choice of ``most``, with the last ``lead`` frames withheld."""
@@ -189,7 +192,7 @@ class IndexedSource:
         moments = len(self.parts[0].trials.moments)
         wanted = min(moments, max(1, round(count / self.neurons)))
         chosen = rng.choice(moments, wanted, replace=False)
-        return self._whole(chosen, missing=np.stack([random_missing(self.recipe, rng) for _ in chosen]))
+        return self._whole(chosen, missing=self._missing(wanted, rng))
 
     def trial_batches(self, *, lead: int, size: int) -> Iterator[tuple[Examples, Tensor]]:
         """Every trial once, in order."""
@@ -231,6 +234,12 @@ class IndexedSource:
             active=active,
             response=response,
         )
+
+    def _missing(self, count: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+        """Frames that are withheld from each of ``count``, bool ``(count, 96)``."""
+        if not self.withheld:
+            return np.zeros((count, self.recipe.baseline_frames), bool)
+        return np.stack([random_missing(self.recipe, rng) for _ in range(count)])
 
     def _withheld(self, lead: int) -> NDArray[np.bool_]:
         missing = np.zeros((1, self.recipe.baseline_frames), bool)

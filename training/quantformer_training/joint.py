@@ -25,10 +25,10 @@ from quantformer_training.finetune import (
     VALIDATION_LEADS,
     FinetuneConfig,
     Prediction,
-    draw_epoch,
     epoch_batches,
     mean_loss,
     response_loss,
+    stages,
     tokens_of,
     without_stimulus,
 )
@@ -93,6 +93,7 @@ def finetune_joint(
     vocabulary: Vocabulary,
     real: RowSource,
     pseudo: RowSource,
+    moments: RowSource,
     validation: RowSource,
     config: FinetuneConfig,
     report: Report,
@@ -112,7 +113,7 @@ def finetune_joint(
     machine = accelerator or Accelerator()
     # Only now, as in `finetune`.
     model = JointModel(forecaster, tokens_of(vocabulary, d=pretrained.config.d)).to(machine.device)
-    real, pseudo = drawn_on(machine.device, real, pseudo)
+    real, pseudo, moments = drawn_on(machine.device, real, pseudo, moments)
     held = [validation.at_lead(lead, most=config.validation_rows).to(machine.device) for lead in VALIDATION_LEADS]
 
     def loss(rows: Examples) -> Tensor:
@@ -132,17 +133,18 @@ def finetune_joint(
     model.eval()
     with torch.no_grad():
         before = errors()
-    draw = partial(draw_epoch, real, pseudo, config=config, seed=config.forecast.seed, device=machine.device)
-    with drawn_ahead(draw, epochs=config.forecast.most_epochs) as drawn:
-        run_loop(
-            stage="both tasks",
-            network=nn.ModuleList([forecaster.activation, forecaster.response, model.tokens]),
-            config=config.forecast,
-            losses=lambda epoch: (
-                partial(loss, batch) for batch in epoch_batches(drawn, epoch=epoch, batch=config.batch, machine=machine)
-            ),
-            validate=lambda: sum(now / first for now, first in zip(errors(), before, strict=True)),
-            report=report,
-            accelerator=machine,
-        )
+    for part, loop, draw in stages(real, pseudo, moments, config=config, loop=config.forecast, device=machine.device):
+        with drawn_ahead(draw, epochs=loop.most_epochs) as drawn:
+            run_loop(
+                stage="both tasks" + part,
+                network=nn.ModuleList([forecaster.activation, forecaster.response, model.tokens]),
+                config=loop,
+                losses=lambda epoch, drawn=drawn: (  # type: ignore[misc]
+                    partial(loss, batch)
+                    for batch in epoch_batches(drawn, epoch=epoch, batch=config.batch, machine=machine)
+                ),
+                validate=lambda: sum(now / first for now, first in zip(errors(), before, strict=True)),
+                report=report,
+                accelerator=machine,
+            )
     return model.cpu().eval()

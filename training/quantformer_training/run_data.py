@@ -14,12 +14,12 @@ from quantformer.recording import Origin
 from quantformer.signal import SignalRecipe
 from quantformer.vocabulary import NOTHING, ONGOING, StimulusRecipe
 from quantformer_training.examples import Vocabulary, even
-from quantformer_training.fit import MOST_STIMULUS_IDS, PSEUDO_STRIDE
+from quantformer_training.fit import MOMENT_STRIDE, MOST_STIMULUS_IDS, PSEUDO_STRIDE
 from quantformer_training.indexed import IndexedPart, IndexedSource, IndexedTrials, SessionReader
 from quantformer_training.splits import PARTS, Split, split_by_sub_session, split_by_time
 from quantformer_training.store import StoredSession
 from quantformer_training.study import control_moments
-from quantformer_training.trials import Moments, pseudo_moments, real_moments
+from quantformer_training.trials import Moments, moments_of, nearest, pseudo_moments, real_moments
 from quantformer_training.tuning import Tuning, fit_tuning, out_of_fold
 
 #: Share of the presentations that train where a recording has no sub-sessions.
@@ -37,26 +37,28 @@ class MostTrials:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Member:
-    """One session of a run: its trials at real onsets by part, pseudo-onsets of training, and those of the control;
-    ``test_share`` of the test part's presentations are read.
+    """One session of a run: its trials at real onsets by part, pseudo-onsets and other moments of training, and pseudo-onsets
+    of the control; ``test_share`` of the test part's presentations are read.
     """
 
     session: StoredSession
     split: Split
     real: Mapping[str, IndexedTrials]
     pseudo: IndexedTrials
+    moments: IndexedTrials
     control: IndexedTrials
     test_share: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunSources:
-    """What networks are trained and asked on. ``control`` holds pseudo-onsets of the test part; both it and ``pseudo`` may
-    be empty: stimuli that follow each other at once leave no moment at which nothing begins.
+    """What networks are trained and asked on. ``moments`` are any of training, ``control`` holds pseudo-onsets of the test part;
+    both it and ``pseudo`` may be empty: stimuli that follow each other at once leave no moment at which nothing begins.
     """
 
     train: IndexedSource
     pseudo: IndexedSource
+    moments: IndexedSource
     validation: IndexedSource
     test: IndexedSource
     control: IndexedSource
@@ -124,12 +126,15 @@ class RunData:
             self._parts(member, first, signal_scale) for member, first in zip(self.members, self._first(), strict=True)
         ]
 
-        def source(name: str) -> IndexedSource:
-            return IndexedSource([part[name] for part in parts], signal_scale=signal_scale, recipe=SignalRecipe())
+        def source(name: str, *, withheld: bool = True) -> IndexedSource:
+            return IndexedSource(
+                [part[name] for part in parts], signal_scale=signal_scale, recipe=SignalRecipe(), withheld=withheld
+            )
 
         return RunSources(
             train=source("train"),
             pseudo=source("pseudo"),
+            moments=source("moments", withheld=False),
             validation=source("validation"),
             test=source("test"),
             control=source("control"),
@@ -150,9 +155,12 @@ class RunData:
         tuning = fit_tuning(features, values, valid, block, constant=constant, judged=judged)
         neuron, population = out_of_fold(features, values, valid, block, constant=constant, strength=tuning.strength)
         cut = len(sets[0].moments)
+        # A moment is told what its presentation is.
+        own = nearest(sets[0].moments, member.moments.moments.frame)
         return {
             "train": self._part(sets[0], first, (neuron[:cut], population[:cut])),
             "pseudo": self._part(sets[1], first, (neuron[cut:], population[cut:])),
+            "moments": self._part(member.moments, first, (neuron[own], population[own])),
             "validation": self._told(member.real["validation"], first, tuning),
             "test": self._told(member.real["test"], first, tuning),
             "control": self._told(member.control, first, tuning),
@@ -222,12 +230,15 @@ def _member(session: StoredSession, *, category: str, most: MostTrials, rule: La
     candidates = np.concatenate([np.arange(low, high, PSEUDO_STRIDE) for low, high in split.train])
     pseudo = _own(pseudo_moments(session, candidates, recipe=recipe), category)
     real = {part: reader.read(_fewer(moments, split, part, getattr(most, part)), part=part) for part in PARTS}
+    frames = np.concatenate([np.arange(low, high, MOMENT_STRIDE) for low, high in split.train])
+    anywhere = _fewer(moments_of(real["train"].moments, frames), split, "train", most.train)
     shown = int(split.inside("test", moments.frame, moments.frame + 1).sum())
     return Member(
         session=session,
         split=split,
         real=real,
         pseudo=reader.read(_fewer(pseudo, split, "train", most.train), part="train"),
+        moments=reader.read(anywhere, part="train"),
         control=reader.read(_fewer(_own(control_moments(session), category), split, "test", most.test), part="test"),
         test_share=len(real["test"].moments) / max(shown, 1),
     )

@@ -252,7 +252,7 @@ def measure(
         )
         finetune(
             pretrained, vocabulary=vocabulary, real=sources["real"], pseudo=sources["pseudo"],
-            validation=sources["validation"], report=watch, accelerator=watched, config=config_of_both,
+            moments=sources["pseudo"], validation=sources["validation"], report=watch, accelerator=watched, config=config_of_both,
         )  # fmt: skip
         drawn = _drawn_alone(sources, config=config_of_both, device=watched.device, times=epochs)
     found = dict(watch.epochs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,6 +123,23 @@ def pseudo_moments(recording: Traced, frames: NDArray[np.int64], *, recipe: Sign
         stimulus_id=tuple(ids),
         features=tuple(features),
     )
+
+
+def nearest(presentations: Moments, frames: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Index ``(n,)`` of the presentation, of some in order of time, whose onset is nearest to each of ``frames``."""
+    halfway = (presentations.frame[1:] + presentations.frame[:-1]) / 2.0
+    return np.searchsorted(halfway, frames)
+
+
+def moments_of(presentations: Moments, frames: NDArray[np.int64]) -> Moments:
+    """A moment at each of ``frames``, whatever is shown then; of the presentation whose onset is nearest.
+
+    A pseudo-onset but for what may begin near it: what happened after it is known, and the stimulus is not to be told. None
+    where there is no presentation.
+    """
+    frames = frames if len(presentations) else frames[:0]
+    moments = presentations.select(nearest(presentations, frames))
+    return replace(moments, frame=np.asarray(frames, np.int64), pseudo=np.ones(len(frames), bool))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

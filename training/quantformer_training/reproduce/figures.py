@@ -65,6 +65,7 @@ def draw(*, drawing: Drawing, out: str, device: str = "cpu") -> Gallery:
                     vocabulary=data.vocabulary,
                     real=sources.train,
                     pseudo=sources.pseudo,
+                    moments=sources.moments,
                     validation=sources.validation,
                     config=effort.finetuning,
                     report=_silent,
