@@ -61,7 +61,7 @@ def test_calibration_never_makes_its_own_data_worse(n: int, temperature: float, 
 
 def test_rows_asked_at_more_leads_tell_no_more() -> None:
     # Livelier minutes in validation than in what is asked later are not taken at their word.
-    logit, active = answers(300, temperature=1.0, bias=0.4, seed=3)
+    logit, active = answers(150, temperature=1.0, bias=0.4, seed=3)
     found = fit_calibration(np.tile(logit, len(LEADS)), np.tile(active, len(LEADS)))
     alone = minimize(
         lambda p: log_loss(probability(logit, Calibration(temperature=float(np.exp(p[0])), bias=float(p[1]))), active),

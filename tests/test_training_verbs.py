@@ -39,6 +39,8 @@ train = 28
 refit = false
 [fit.finetuning]
 rows_per_epoch = 120
+moment_epochs = 1
+moment_rows = 120
 batch = 64
 [fit.finetuning.activation]
 epochs = 2
@@ -159,7 +161,7 @@ def test_finetune_evaluate_export(folder: Path, fitted: Path) -> None:
 @pytest.mark.slow
 def test_a_recording_is_still_trained_and_scored_at_once(folder: Path, pretrained: Path) -> None:
     (folder / "evaluate.toml").write_text(
-        'pretrained = "pre"\ntrain = 28\n[fit]\nrefit = false\n[fit.finetuning]\nrows_per_epoch = 60\n'
+        'pretrained = "pre"\ntrain = 28\n[fit]\nrefit = false\n[fit.finetuning]\nrows_per_epoch = 60\nmoment_epochs = 0\n'
         "[fit.finetuning.activation]\nepochs = 1\n[fit.finetuning.forecast]\nepochs = 1\n"
     )
     done = quantformer(folder, "evaluate", "small.npz", "--run", "evaluate.toml", "--seeds", "2", "--folds", "0")

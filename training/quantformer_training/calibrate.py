@@ -24,7 +24,7 @@ INTERVAL_LEVEL = 0.8
 FALSE_A_MINUTE = (1, 2, 5)
 #: Weight of the pull towards no recalibration, in rows: a small validation set must not invent a slope. Its rows are asked
 #: about at every lead, which tells of them once, and its minutes may be livelier than those to come.
-_PRIOR_ROWS = 50.0 * len(LEADS)
+_PRIOR_ROWS = 10.0 * len(LEADS)
 
 Floats = NDArray[np.floating]
 
