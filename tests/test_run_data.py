@@ -148,8 +148,10 @@ def test_moments_are_anywhere_in_training_and_told_what_their_presentation_is(tm
         own = int(np.abs(real.frame - frame).argmin())
         np.testing.assert_array_equal(moments.tuning[i], train.tuning[own])
         np.testing.assert_array_equal(moments.population_tuning[i], train.population_tuning[own])
-    some = RunData.read(session, category=GRATING, most=MostTrials(train=10)).members[0]
-    assert 0 < len(some.moments.moments) <= 10
+    some = RunData.read(session, category=GRATING, most=MostTrials(moments=10))
+    assert 0 < len(some.members[0].moments.moments) <= 10
+    none = RunData.read(session, category=GRATING, most=MostTrials(moments=0))
+    assert len(none.sources(0.2).moments) == 0
 
 
 def test_parts_share_no_frame(tmp_path: Path) -> None:

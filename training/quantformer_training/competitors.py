@@ -31,6 +31,8 @@ Task = Literal["activation", "forecast"]
 Asked = tuple[Examples, Tensor]
 #: The same of an epoch, and the order in which its rows (or whole trials) are learned from.
 _Epoch = tuple[Examples, Tensor, Tensor]
+#: What a network goes through: what is added to the stage's name, how long and fast, the draw of an epoch, the losses of its
+#: batches, and the loss on validation.
 _Losses = Callable[[Callable[[int], _Epoch], int], Iterator[Callable[[], Tensor]]]
 _Stage = tuple[str, LoopConfig, Callable[[int], _Epoch], _Losses, Callable[[], float]]
 
@@ -77,7 +79,8 @@ class Budget:
     @classmethod
     def paper(cls) -> Budget:
         """For a GPU: the paper's 100 epochs at its learning rate, and at a third of it."""
-        return cls(epochs=100, rows_per_epoch=200_000, learning_rates=(1e-3, 3e-4), batch=2_048, patience=10,
+        return cls(
+            epochs=100, rows_per_epoch=200_000, learning_rates=(1e-3, 3e-4), batch=2_048, patience=10,
             moment_epochs=20, moment_rows=200_000,
         )  # fmt: skip
 
@@ -221,17 +224,15 @@ class _Training:
     machine: Accelerator
 
     def stages(self, loop: LoopConfig) -> list[_Stage]:
-        """What the network goes through one after the other: what is added to the stage's name, how long and fast, the draw
-        of an epoch, and the losses on training and validation.
-        """
-        found: list[_Stage] = [("", loop, self.draw, self.losses, self.error)]
+        """Masked pre-training where the network has one, moments where the budget has epochs for them, then onsets."""
+        found: list[_Stage] = []
+        if isinstance(self.network, MaskedAutoencoder):
+            found.append((" pre-training", loop, self.draw, self.masked_losses, self.masked_error))
         count = self.budget.moment_epochs
         if count and self.moments is not None and len(self.moments):
             before = replace(loop, epochs=count, stop_after=count)
-            found.insert(0, (" at moments", before, self.draw_moments, self.losses, self.error))
-        if isinstance(self.network, MaskedAutoencoder):
-            found.insert(0, (" pre-training", loop, self.draw, self.masked_losses, self.masked_error))
-        return found
+            found.append((" at moments", before, self.draw_moments, self.losses, self.error))
+        return [*found, ("", loop, self.draw, self.losses, self.error)]
 
     def losses(self, drawn: Callable[[int], _Epoch], epoch: int) -> Iterator[Callable[[], Tensor]]:
         return (partial(self._loss, rows, valid) for rows, valid in self._batches(drawn, epoch) if bool(valid.any()))

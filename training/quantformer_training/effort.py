@@ -77,7 +77,7 @@ EFFORTS: Mapping[str, Effort] = MappingProxyType(
             pretraining_batch=128,
             finetuning=_finetuning(_SMALL),
             budget=_SMALL,
-            most=MostTrials(train=800, validation=80, test=120),
+            most=MostTrials(train=800, moments=0, validation=80, test=120),
             classical_rows=12_000,
         ),
         # The small network on all trials of a recording, trained until validation says enough.

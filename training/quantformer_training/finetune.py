@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ from quantformer_training.warm_start import start_shortcuts
 if TYPE_CHECKING:
     from quantformer_training.distil import Teachers
 
+#: What a network goes through: what is added to the stage's name, how long and fast, and the draw of an epoch.
+Stage = tuple[str, LoopConfig, Callable[[int], tuple[Examples, Tensor]]]
 #: Leads at which validation chooses, averaged: none, and 5 frames (0.17 s).
 VALIDATION_LEADS = (0, 5)
 
@@ -36,12 +38,12 @@ VALIDATION_LEADS = (0, 5)
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     """An epoch reads about ``rows_per_epoch`` neuron-trials, ``pseudo_per_real`` of them at pseudo-onsets for each at a
-    real onset; validation reads an even choice of ``validation_rows``. Before them, ``moment_epochs`` of about ``moment_rows``
-    are learned at any moments of training, the stimulus withheld and nothing of the baseline: onsets are few, and what a
-    neuron's baseline says of its next seconds is in every moment. Ids are withheld from ``drop_ids`` of the rows,
-    which trains the unknown vector, and the stimulus from ``drop_stimulus`` of them. To the cross-entropy over codes
-    ``decoded_weight`` adds the squared error of the decoded response, and ``shape_weight`` one minus its correlation with
-    what happened: most responses are small, and squared error alone ignores their shape.
+    real onset; validation reads an even choice of ``validation_rows``. ``moment_epochs`` of about ``moment_rows`` go before, at
+    any moments of training, the stimulus withheld and nothing of the baseline: onsets are few, and what a neuron's baseline
+    says of its next seconds is in every moment. Ids are withheld from ``drop_ids`` of the rows, which trains the unknown
+    vector, and the stimulus from ``drop_stimulus`` of them. To the cross-entropy over codes ``decoded_weight`` adds the
+    squared error of the decoded response, and ``shape_weight`` one minus its correlation with what happened: most responses
+    are small, and squared error alone ignores their shape.
     """
 
     activation: LoopConfig
@@ -270,18 +272,16 @@ def stages(
     config: FinetuneConfig,
     loop: LoopConfig,
     device: torch.device,
-) -> list[tuple[str, LoopConfig, Callable[[int], tuple[Examples, Tensor]]]]:
-    """What a network goes through one after the other: what is added to the stage's name, how long and fast, and the draw of
-    an epoch. At moments it is not validation that says when to stop: what it would measure is not yet being learned.
+) -> list[Stage]:
+    """Moments, where the configuration has epochs for them, then onsets. At moments it is not validation that says when to
+    stop: what it would measure is not yet being learned.
     """
-    at_onsets = partial(draw_epoch, real, pseudo, config=config, seed=loop.seed, device=device)
-    found: list[tuple[str, LoopConfig, Callable[[int], tuple[Examples, Tensor]]]] = [("", loop, at_onsets)]
+    told: dict[str, Any] = {"config": config, "seed": loop.seed, "device": device}
+    found: list[Stage] = []
     if config.moment_epochs and len(moments):
         before = replace(loop, epochs=config.moment_epochs, stop_after=config.moment_epochs)
-        found.insert(
-            0, (" at moments", before, partial(draw_moments, moments, config=config, seed=loop.seed, device=device))
-        )
-    return found
+        found.append((" at moments", before, partial(draw_moments, moments, **told)))
+    return [*found, ("", loop, partial(draw_epoch, real, pseudo, **told))]
 
 
 def draw_moments(

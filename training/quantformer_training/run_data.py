@@ -28,9 +28,10 @@ TRAIN_SHARE = 2 / 3
 
 @dataclass(frozen=True, kw_only=True)
 class MostTrials:
-    """Presentations of each part that are read, spread evenly over it; None reads all."""
+    """Presentations of each part, and moments of training, that are read, spread evenly over it; None reads all."""
 
     train: int | None = None
+    moments: int | None = None
     validation: int | None = None
     test: int | None = None
 
@@ -231,7 +232,7 @@ def _member(session: StoredSession, *, category: str, most: MostTrials, rule: La
     pseudo = _own(pseudo_moments(session, candidates, recipe=recipe), category)
     real = {part: reader.read(_fewer(moments, split, part, getattr(most, part)), part=part) for part in PARTS}
     frames = np.concatenate([np.arange(low, high, MOMENT_STRIDE) for low, high in split.train])
-    anywhere = _fewer(moments_of(real["train"].moments, frames), split, "train", most.train)
+    anywhere = _fewer(moments_of(real["train"].moments, frames), split, "train", most.moments)
     shown = int(split.inside("test", moments.frame, moments.frame + 1).sum())
     return Member(
         session=session,
