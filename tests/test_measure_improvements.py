@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,7 +30,8 @@ from quantformer_training.threads import one_thread
 ROOT = Path(__file__).resolve().parents[1]
 TRIAL = np.repeat(np.arange(30), 4)
 TRAINED = (
-    "level", "tuning", "stimulus features", "stimulus ids", "warm start", "pseudo-onsets", "rows without lead", "shape loss",
+    "level", "tuning", "stimulus features", "stimulus ids", "warm start", "pseudo-onsets", "rows without lead", "moments",
+    "shape loss",
 )  # fmt: skip
 
 
@@ -205,7 +207,8 @@ def test_a_network_without_level_has_learned_nothing_of_it(
 @pytest.mark.slow
 def test_a_tiny_run_tells_of_every_improvement(script: ModuleType) -> None:
     mice = {f"mouse {i}": script.Simulated(seed=i, neurons=8, presentations=40) for i in range(2)}
-    found = script.measure(mice, seed=0, seeds=2, effort=TINY)
+    effort = replace(TINY, finetuning=replace(TINY.finetuning, moment_epochs=1, moment_rows=100))
+    found = script.measure(mice, seed=0, seeds=2, effort=effort)
     made = script.effects(found, seed=0)
     assert len(script.table(made).splitlines()) == 2 + len(made)
     post_hoc, seeds = list(made)[1:3], list(made)[-2:]

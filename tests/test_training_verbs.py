@@ -135,7 +135,9 @@ def test_options_alone_do_what_they_always_did(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_finetune_evaluate_export(folder: Path, fitted: Path) -> None:
-    assert {str(line["stage"]) for line in log_of(fitted)} == {"activation", "forecast"}
+    assert {str(line["stage"]) for line in log_of(fitted)} == {
+        "activation at moments", "activation", "forecast at moments", "forecast",
+    }  # fmt: skip
     run = tomllib.loads((fitted / "run.toml").read_text())
     assert (run["seed"], run["fit"]["finetuning"]["batch"], run["train"]) == (5, 64, 28)
     assert run["pretrained"] == str((folder / "pre").resolve())
