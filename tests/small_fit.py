@@ -25,7 +25,7 @@ def tiny_config(*, epochs: int = 1, refit: bool = False, seed: int = 0) -> FitCo
     return replace(
         quick,
         pretraining=replace(quick.pretraining, epochs=epochs),
-        finetuning=replace(quick.finetuning, rows_per_epoch=120, batch=64, **loops),
+        finetuning=replace(quick.finetuning, rows_per_epoch=120, moment_epochs=1, moment_rows=120, batch=64, **loops),
         own_windows=200,
         refit=refit,
     )

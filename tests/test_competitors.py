@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from random_rows import NEURONS, RandomSource, network_config, random_rows
+from small_model import tiny_training
 from torch import Tensor, nn
 
 from quantformer.activation_metrics import log_loss
@@ -331,6 +332,13 @@ def test_nothing_to_learn_from_is_refused() -> None:
 def test_budgets_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="expected counts of at least 1"):
         replace(TINY, **wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"moment_epochs": -1}, {"moment_rows": 0}])
+def test_moments_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
+    for config in (TINY, tiny_training()):
+        with pytest.raises(UsageError, match="expected 0 or more epochs, of at least 1 neuron-trial"):
+            replace(config, **wrong)
 
 
 def test_budgets_of_the_presets() -> None:

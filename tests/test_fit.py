@@ -117,6 +117,26 @@ def test_training_is_told_nothing_of_its_own_presentation(monkeypatch: pytest.Mo
         assert not np.array_equal(one.tuning[~own], other.tuning[~own])
 
 
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_moments_are_read_only_where_they_are_learned_from(
+    epochs: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told: list[ExampleSource] = []
+
+    def spy(*arguments: object, moments: ExampleSource, **more: object) -> None:
+        told.append(moments)
+        raise Stopped
+
+    monkeypatch.setattr("quantformer_training.fit.finetune", spy)
+    save_pretrained(tiny_pretrained(PRESETS["small"]), tmp_path)
+    recording, config = small_recording(), tiny_config()
+    config = dataclasses.replace(config, finetuning=dataclasses.replace(config.finetuning, moment_epochs=epochs))
+    split = split_by_time(recording, recipe=RECIPE, train_trials=28)
+    with pytest.raises(Stopped):
+        fit(recording, split=split, config=config, report=silent, pretrained=tmp_path)
+    assert (len(told[0].trials.moments) > 0) == (epochs > 0)
+
+
 def test_a_refit_learns_from_validation_too() -> None:
     recording = small_recording()
     split = split_by_time(recording, recipe=RECIPE, train_trials=28)
@@ -129,7 +149,11 @@ def test_a_refit_learns_from_validation_too() -> None:
     assert made.split.test == split.test
     assert len(made.real["train"].moments) > len(fit_of(recording, split=split).real["train"].moments)
     names = list(dict.fromkeys(name for name, _ in stages))
-    assert names == ["pre-training", "activation", "forecast", "refit activation", "refit forecast"]
+    assert names == [
+        "pre-training",
+        *("activation at moments", "activation", "forecast at moments", "forecast"),
+        *("refit activation at moments", "refit activation", "refit forecast at moments", "refit forecast"),
+    ]
 
 
 def test_a_fit_is_repeatable_and_the_seed_matters() -> None:

@@ -148,6 +148,12 @@ def test_moments_are_anywhere_in_training_and_told_what_their_presentation_is(tm
         own = int(np.abs(real.frame - frame).argmin())
         np.testing.assert_array_equal(moments.tuning[i], train.tuning[own])
         np.testing.assert_array_equal(moments.population_tuning[i], train.population_tuning[own])
+    # Nothing is missing from what is drawn of them, in rows or whole trials; of onsets' baselines much is.
+    rng = np.random.default_rng(0)
+    assert made.train.chosen(600, rng)[1].any()
+    assert not made.moments.chosen(600, rng)[1].any()
+    whole_trials, _ = made.moments.draw_trials(60, rng)
+    assert (whole_trials.baseline[:, -1] != whole_trials.baseline[:, -2]).all()
     some = RunData.read(session, category=GRATING, most=MostTrials(moments=10))
     assert 0 < len(some.members[0].moments.moments) <= 10
     none = RunData.read(session, category=GRATING, most=MostTrials(moments=0))
@@ -188,9 +194,7 @@ def test_a_part_without_a_usable_trial_is_refused_with_the_reasons(tmp_path: Pat
     def dark(traces: np.ndarray) -> None:
         traces[start:] = np.nan
 
-    with pytest.raises(
-        RecordingError, match=r"night: no usable trial of drifting_gratings in the test part.*not finite': \d\d"
-    ):
+    with pytest.raises(RecordingError, match=r"night: no usable trial of drifting_gratings in the test part.*not finite': \d\d"):
         RunData.read(stored(tmp_path, damaged(recording, dark), name="night"), category=GRATING, most=ALL)
 
 
@@ -221,9 +225,7 @@ def test_a_neuron_that_says_nothing_costs_nobody_else_a_row(tmp_path: Path, valu
     whole = RunData.read(stored(tmp_path, recording, name="whole"), category=GRATING, most=ALL).sources(0.2).test
     rows, expected = run.sources(0.2).test.rows(), whole.rows()
     for neuron in (0, 2):
-        np.testing.assert_array_equal(
-            rows.response[rows.neuron == neuron], expected.response[expected.neuron == neuron]
-        )
+        np.testing.assert_array_equal(rows.response[rows.neuron == neuron], expected.response[expected.neuron == neuron])
     assert not rows.active[rows.neuron == 1].any()
     if not value > 0:
         assert not (rows.neuron == 1).any(), "without F0 there is no dF/F"
@@ -240,7 +242,9 @@ def test_runs_of_nothing_cost_their_trials_only(tmp_path: Path) -> None:
     whole = RunData.read(stored(tmp_path, recording), category=GRATING, most=ALL)
     run = RunData.read(stored(tmp_path, damaged(recording, gaps), name="gaps"), category=GRATING, most=ALL)
     finite(run)
-    lost = sum(int((whole.members[0].real[part].valid & ~run.members[0].real[part].valid).sum()) for part in PARTS)
+    lost = sum(
+        int((whole.members[0].real[part].valid & ~run.members[0].real[part].valid).sum()) for part in PARTS
+    )
     assert 3 <= lost <= 9, "and neighbours whose windows reach into them"
     for part in PARTS:
         np.testing.assert_array_equal(run.members[0].real[part].valid[:, :2], whole.members[0].real[part].valid[:, :2])

@@ -167,9 +167,7 @@ def test_withheld_frames_hold_the_last_value_and_stay_out_of_f0() -> None:
     out = np.empty((1, 96), np.float32)
     f0, _ = reader_of(recording).write(moments, 0, out=out, missing=missing)
     frame = int(moments.frame[0])
-    assert float(f0[0]) == pytest.approx(
-        recording.fluorescence[frame - 60 : frame - 4, 0].mean(dtype=np.float64), rel=1e-9
-    )
+    assert float(f0[0]) == pytest.approx(recording.fluorescence[frame - 60 : frame - 4, 0].mean(dtype=np.float64), rel=1e-9)
     assert np.ptp(out[0, -5:]) == 0.0
 
 
@@ -263,9 +261,7 @@ def test_pseudo_onsets_are_where_nothing_begins() -> None:
     assert found.pseudo.all()
     for i in range(0, len(found), 5):
         stamp = recording.timestamps_s[found.frame[i]]
-        shown = (recording.stimuli.onset_s <= stamp) & (
-            stamp < recording.stimuli.onset_s + recording.stimuli.duration_s
-        )
+        shown = (recording.stimuli.onset_s <= stamp) & (stamp < recording.stimuli.onset_s + recording.stimuli.duration_s)
         if shown.any():
             row = int(np.flatnonzero(shown)[0])
             assert found.category[i] == ONGOING + GRATING

@@ -20,7 +20,7 @@ from quantformer_training.accelerator import Accelerator
 from quantformer_training.ahead import drawn_ahead
 from quantformer_training.calibrate import LEADS, fit_calibration, probability
 from quantformer_training.examples import Examples
-from quantformer_training.finetune import VALIDATION_LEADS, withheld, without_stimulus
+from quantformer_training.finetune import VALIDATION_LEADS, check_moments, withheld, without_stimulus
 from quantformer_training.loop import LoopConfig, LoopResult, Report, in_batches, run_loop
 from quantformer_training.networks import NetworkConfig, NetworkSpec, TaskNetwork
 from quantformer_training.networks.brainlm import MaskedAutoencoder
@@ -70,6 +70,7 @@ class Budget:
                 f"epochs, rows_per_epoch, batch, validation_rows = {counts}, learning rates {self.learning_rates}; expected "
                 "counts of at least 1 and one or several rates between 0 and 1"
             )
+        check_moments(epochs=self.moment_epochs, rows=self.moment_rows)
 
     @classmethod
     def small(cls) -> Budget:

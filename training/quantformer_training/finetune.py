@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from quantformer.config import TUNING_RATES
+from quantformer.errors import UsageError
 from quantformer.forecaster import ACTIVATION, FORECAST, Forecaster, ResponseAnswer
 from quantformer.losses import activation_loss, code_loss, shape_loss
 from quantformer.tokens import UNKNOWN, TaskTokens
@@ -33,6 +34,18 @@ if TYPE_CHECKING:
 Stage = tuple[str, LoopConfig, Callable[[int], tuple[Examples, Tensor]]]
 #: Leads at which validation chooses, averaged: none, and 5 frames (0.17 s).
 VALIDATION_LEADS = (0, 5)
+
+
+def check_moments(*, epochs: int, rows: int) -> None:
+    """Refuse what cannot be learned at moments.
+
+    Raises:
+        UsageError: epochs below none, or of no row.
+    """
+    if epochs < 0 or rows < 1:
+        raise UsageError(
+            f"moment_epochs = {epochs}, moment_rows = {rows}; expected 0 or more epochs, of at least 1 neuron-trial"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +71,9 @@ class FinetuneConfig:
     drop_stimulus: float = 0.1
     decoded_weight: float = 10.0
     shape_weight: float = 2.0
+
+    def __post_init__(self) -> None:
+        check_moments(epochs=self.moment_epochs, rows=self.moment_rows)
 
     def stopped(self, activation: LoopResult, forecast: LoopResult) -> FinetuneConfig:
         """The same training, ended after the epochs that were best in these runs."""

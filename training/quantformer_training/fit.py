@@ -133,7 +133,7 @@ def fit(
         UsageError: the pre-trained auto-encoder has other sizes than the preset, or a teacher another vocabulary.
     """
     vocabulary = vocabulary_of(recording)
-    parts = _Parts.read(recording, split=split, vocabulary=vocabulary)
+    parts = _Parts.read(recording, split=split, vocabulary=vocabulary, config=config.finetuning)
     parts.check()
     if pretrained is None:
         made = _pretrain(
@@ -173,7 +173,7 @@ def fit(
     calibrated = calibrate(model, validation, seconds=seconds)
     if config.refit:
         # Validation has chosen the number of epochs and the calibration; the last fit learns from its trials too.
-        parts = _Parts.read(recording, split=split.merged(), vocabulary=vocabulary)
+        parts = _Parts.read(recording, split=split.merged(), vocabulary=vocabulary, config=config.finetuning)
         tuned = parts.tune(made.signal_scale)
         model = train("refit ", parts, tuned, config.finetuning.stopped(*model.results))
     return Fitted(
@@ -212,13 +212,15 @@ class _Parts:
     moments: Trials
 
     @classmethod
-    def read(cls, recording: Recording, *, split: Split, vocabulary: Vocabulary) -> _Parts:
+    def read(cls, recording: Recording, *, split: Split, vocabulary: Vocabulary, config: FinetuneConfig) -> _Parts:
         recipe = SignalRecipe()
         reader = TrialReader(recording, split=split, recipe=recipe, rule=LabelRule())
         candidates = np.arange(recipe.baseline_frames, recording.frames - recipe.response_frames, PSEUDO_STRIDE)
         pseudo = pseudo_moments(recording, candidates, recipe=recipe)
         real = {part: reader.read(real_moments(recording), part=part) for part in PARTS}
-        anywhere = np.concatenate([np.arange(low, high, MOMENT_STRIDE) for low, high in split.train])
+        # Their windows lie in memory: none where nothing is learned from them.
+        spans = split.train if config.moment_epochs else ()
+        anywhere = np.concatenate([np.arange(0), *(np.arange(low, high, MOMENT_STRIDE) for low, high in spans)])
         return cls(
             reader=reader,
             vocabulary=vocabulary,
