@@ -108,7 +108,7 @@ def without_pseudo_onsets(data: RunData) -> RunData:
     return replace(data, members=tuple(replace(member, pseudo=emptied(member.pseudo)) for member in data.members))
 
 
-def no_start(*arguments: object, seed: int) -> None:
+def no_start(*arguments: object) -> None:
     """In place of `start_shortcuts`: the shortcuts stay at zero and the heads beside them at random, as in the paper."""
 
 
@@ -125,6 +125,7 @@ TAKEN_AWAY: Mapping[str, Without] = MappingProxyType(
         # Without a share of its own, lead 0 is as frequent as each of the others.
         "rows without lead": Without(replaced=((examples_module, "NO_LEAD", 1.0 / (LONGEST_LEAD + 1)),)),
         "moments": Without(config=lambda config: replace(config, moment_epochs=0)),
+        "boosted trees": Without(config=lambda config: replace(config, boosted_weight=0.0)),
         "shape loss": Without(config=lambda config: replace(config, shape_weight=0.0)),
     }
 )

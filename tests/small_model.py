@@ -70,7 +70,7 @@ def sources_of(recording: Recording | None = None, *, train_trials: int = 30, pe
     judged = np.concatenate([~trials.moments.pseudo for trials in sets])
     constant = vocabulary.tuning_constants
     tuning = fit_tuning(features, values, valid, block, constant=constant, judged=judged)
-    neuron, population = out_of_fold(features, values, valid, block, constant=constant, strength=tuning.strength)
+    neuron, population = out_of_fold(features, values, valid, block, constant=constant, strengths=tuning.strengths)
     cut = len(real["train"].moments)
 
     def source(

@@ -22,7 +22,7 @@ from tiny_bundle import GRATING, NEURONS
 
 from quantformer.bundle import GRAPH, LARGEST_FILE, MANIFEST, VECTORS, Bundle, Vectors, load_bundle, write_bundle
 from quantformer.errors import BundleError, DataError
-from quantformer.manifest import OLDEST_SCHEMA, SCHEMA, parse_manifest, render_manifest
+from quantformer.manifest import SCHEMA, parse_manifest, render_manifest
 
 FILES = (MANIFEST, GRAPH, VECTORS)
 
@@ -164,10 +164,11 @@ def test_a_manifest_without_a_checksum_is_refused(copy: Path) -> None:
 
 
 MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "newer": (lambda m: m.update(schema=SCHEMA + 1), rf"schema {SCHEMA + 1}, this software reads up to {SCHEMA}: update"),
-    "schema 0": (lambda m: m.update(schema=0), f"schema 0, this software reads {OLDEST_SCHEMA} to {SCHEMA}: export"),
-    "schema before the level": (lambda m: m.update(schema=1), "schema 1, .*: export the bundle again"),
-    "schema before the rate": (lambda m: m.update(schema=2), "schema 2, .*: export the bundle again"),
+    "newer": (lambda m: m.update(schema=SCHEMA + 1), rf"schema {SCHEMA + 1}, this software reads {SCHEMA}: update"),
+    "schema 0": (lambda m: m.update(schema=0), f"schema 0, this software reads {SCHEMA}: train the model and export"),
+    "schema before the level": (lambda m: m.update(schema=1), "schema 1, .*export the bundle again"),
+    "schema before the rate": (lambda m: m.update(schema=2), "schema 2, .*: train the model and export the bundle again"),
+    "schema before what categories share": (lambda m: m.update(schema=4), "schema 4, .*: train the model and export"),
     "negative schema": (lambda m: m.update(schema=-3), "schema -3"),
     "huge schema": (lambda m: m.update(schema=10**30), "update quantformer"),
     "schema of text": (lambda m: m.update(schema="1"), "damaged or foreign"),
@@ -215,7 +216,7 @@ def test_what_is_changed_on_purpose_and_allowed_is_read(copy: Path, bundle: Bund
     assert found.hash != bundle.hash
 
 
-@pytest.mark.parametrize("opening", [b"[", b'{"a":', b'{"format":"quantformer-bundle","schema":3,"metrics":['])
+@pytest.mark.parametrize("opening", [b"[", b'{"a":', b'{"format":"quantformer-bundle","schema":%d,"metrics":[' % SCHEMA])
 def test_json_nested_without_end_is_refused(copy: Path, opening: bytes) -> None:
     (copy / MANIFEST).write_bytes(opening * 200_000)
     with pytest.raises(BundleError, match="manifest"):
@@ -288,18 +289,6 @@ def test_forms_that_are_wrong_on_purpose_are_refused_with_the_reason(lowered: Pa
     change_manifest(lowered, change)
     with pytest.raises(BundleError, match=reason):
         load_bundle(lowered)
-
-
-def test_a_bundle_of_schema_3_is_read_and_extended_as_one_of_today(copy: Path, tmp_path: Path) -> None:
-    def older(manifest: dict[str, Any]) -> None:
-        manifest["schema"] = 3
-        del manifest["forms"]
-
-    change_manifest(copy, older)
-    found = load_bundle(copy)
-    assert (found.manifest.schema, dict(found.forms)) == (3, {})
-    longer = found.extended(ids=["new 0", "new 1"], vectors=new_neurons(found), path=tmp_path / "longer")
-    assert longer.manifest.schema == SCHEMA
 
 
 def test_extending_takes_the_forms_along_whichever_is_served(lowered: Path, tmp_path: Path) -> None:

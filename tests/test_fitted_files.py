@@ -84,10 +84,11 @@ HARMS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (lambda d: (d / WEIGHTS).unlink(), "is missing"),
     "no auto-encoder": (lambda d: (d / "pretrained.pt").unlink(), "does not exist"),
     "a newer schema": (lambda d: edit(d / FACTS, lambda f: f.update(schema=99)), "schema is 99.*update quantformer"),
+    "an older schema": (lambda d: edit(d / FACTS, lambda f: f.update(schema=2)), "schema is 2, .* 'quantformer finetune' again"),
     "another format": (lambda d: edit(d / FACTS, lambda f: f.update(format="x")), "format is 'x'"),
     "an unknown field": (lambda d: edit(d / FACTS, lambda f: f.update(colour=3)), "unknown field `colour`"),
     "a missing field": (lambda d: edit(d / FACTS, lambda f: f.pop("split")), "missing required field `split`"),
-    "a strength that is none": (lambda d: edit(d / FACTS, lambda f: f.update(tuning_strength=-1)), "strength is -1"),
+    "a strength that is none": (lambda d: edit(d / FACTS, lambda f: f.update(tuning_strengths=[1, -1])), "strengths are"),
     "text": (lambda d: (d / FACTS).write_text("dear reader"), "does not describe a fitted model"),
     "other neurons": (
         lambda d: edit(d / FACTS, lambda f: f["vocabulary"].update(neuron_ids=["a"])),  # type: ignore[attr-defined]

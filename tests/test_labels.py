@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from quantformer.labels import LABEL_FRAMES, LabelRule, active, evoked_area, label_frames
+from quantformer.labels import (
+    GRADES,
+    LABEL_FRAMES,
+    Definition,
+    LabelRule,
+    active,
+    evoked_area,
+    graded,
+    label_frames,
+    score,
+)
 
 
 def response_of(first: float, rest: float, *, until: int) -> np.ndarray:
@@ -87,3 +99,28 @@ def test_evoked_is_a_z_score_of_the_neuron() -> None:
         pseudo_sd=np.array([0.19, 0.21]),
     )
     np.testing.assert_array_equal(found, [[True, False]])
+
+
+@pytest.mark.parametrize("definition", ["signed", "absolute", "evoked"])
+def test_a_grade_is_a_half_at_the_bar_and_rises_with_the_score(definition: Definition) -> None:
+    rule = LabelRule(definition=definition)
+    grade = GRADES[definition]
+    scores = rule.bar + grade * np.array([-np.inf, -2000.0, -1.0, 0.0, 1.0, 2000.0, np.inf])
+    found = graded(rule, scores)
+    np.testing.assert_allclose(found, [0.0, 0.0, 1 / (1 + np.e), 0.5, 1 / (1 + 1 / np.e), 1.0, 1.0], atol=1e-12)
+    assert rule.bar == (2.0 if definition == "evoked" else 0.1)
+    assert grade == pytest.approx(0.2 * rule.bar)
+
+
+@given(seed=st.integers(0, 9999), definition=st.sampled_from(["signed", "absolute", "evoked"]), frames=st.sampled_from([15, 60]))
+def test_what_is_active_has_a_grade_of_a_half_or_more(seed: int, definition: Definition, frames: int) -> None:
+    rng = np.random.default_rng(seed)
+    rule = LabelRule(definition=definition)
+    windows = {
+        "baseline": rng.normal(0.0, 0.1, (50, 96)).astype(np.float32),
+        "response": rng.normal(0.1, 0.3, (50, 64)).astype(np.float32),
+    }
+    scores = score(rule, **windows, frames=frames, pseudo_sd=0.05)
+    marked = active(rule, **windows, frames=frames, pseudo_sd=0.05)
+    np.testing.assert_array_equal(marked, scores >= rule.bar)
+    np.testing.assert_array_equal(graded(rule, scores) >= 0.5, marked)

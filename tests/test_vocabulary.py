@@ -93,21 +93,25 @@ def test_any_numbers_are_encoded_finite_or_refused(features: dict[str, float]) -
     assert np.isfinite(found).all()
 
 
-def test_tuning_features_keep_categories_and_ids_apart() -> None:
+def test_tuning_features_are_apart_by_category_then_shared_then_ids() -> None:
     stimuli = [("gratings", {"direction_deg": 90.0}), (NOTHING, {}), (ONGOING + "gratings", {"direction_deg": 90.0})]
     rows = np.stack([RECIPE.encode(category=category, features=features) for category, features in stimuli])
     found = RECIPE.tuning_features(rows, id_row=np.array([1, -1, -1]), ids=3)
     assert found.shape == (3, RECIPE.tuning_width + 3)
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found[:, RECIPE.tuning_width :], [[0, 1, 0], [0, 0, 0], [0, 0, 0]])
-    apart = found[:, : RECIPE.tuning_width].reshape(3, len(RECIPE.categories), -1)
+    rest = rows[:, len(RECIPE.categories) :]
+    shared = found[:, RECIPE.tuning_width - rest.shape[1] : RECIPE.tuning_width]
+    np.testing.assert_array_equal(shared, rest)
+    np.testing.assert_array_equal(shared[0], shared[2], "a direction is the same at an onset and later")
+    apart = found[:, : RECIPE.tuning_width - rest.shape[1]].reshape(3, len(RECIPE.categories), -1)
     for row, (category, _) in enumerate(stimuli):
         own = RECIPE.categories.index(category)
         assert apart[row, own, 0] == 1.0, "the category's constant"
         constants = RECIPE.tuning_constants(ids=3)
         assert constants.shape == (RECIPE.tuning_width + 3,)
         assert np.flatnonzero(constants & (found[row] != 0)).tolist() == [own * apart.shape[2]]
-        np.testing.assert_array_equal(apart[row, own, 1:], rows[row, len(RECIPE.categories) :])
+        np.testing.assert_array_equal(apart[row, own, 1:], rest[row])
         assert not np.delete(apart[row], own, axis=0).any(), "another category's coefficients"
 
 

@@ -18,7 +18,7 @@ from quantformer.forecaster import Forecaster, Shortcut
 from quantformer.tokens import TaskTokens
 from quantformer_training.examples import Examples
 from quantformer_training.finetune import ask_activation, ask_response
-from quantformer_training.warm_start import ROWS, start_shortcuts
+from quantformer_training.warm_start import ROWS, start_rows, start_shortcuts
 
 C = (0.01, 0.03, 0.1, 0.3)
 ALPHA = (10_000.0, 3000.0, 1000.0, 300.0, 100.0)
@@ -32,7 +32,7 @@ def begun(rows: Examples, *, pseudo: Examples | None = None) -> Forecaster:
         forecaster.response.refine.weight.zero_()
         forecaster.response.refine.bias.zero_()
     beside = rows.select(torch.arange(0)) if pseudo is None else pseudo
-    start_shortcuts(forecaster, RandomSource(rows), RandomSource(beside), seed=0)
+    start_shortcuts(forecaster, start_rows(RandomSource(rows), RandomSource(beside), seed=0))
     return forecaster.eval()
 
 
@@ -62,7 +62,7 @@ def rows() -> Examples:
 
 
 def repeated(rows: Examples) -> Examples:
-    """All rows four times, in the order in which `start_shortcuts` draws them."""
+    """All rows four times, in the order in which `start_rows` draws them."""
     rng = np.random.default_rng(0)
     return Examples.joined([RandomSource(rows).draw(ROWS // 4, rng) for _ in range(4)])
 

@@ -118,7 +118,7 @@ def write_tiny_bundle(
         codes=config.codes,
         codebook_sha256=forecaster.teacher.codebook.digest(),
         signal_scale=0.2,
-        tuning_strength=10.0,
+        tuning_strengths=(10.0, 10.0),
         signal=SignalRecipe(),
         label=Label(definition="signed", threshold=0.1, frames={GRATING: 60}),
         phases=["onset", "between"],

@@ -45,7 +45,7 @@ class SignalError(DataError):
 
 
 class BundleError(DataError):
-    """A bundle is incomplete, altered, foreign or of a newer schema."""
+    """A bundle is incomplete, altered, foreign or of another schema."""
 
 
 class UnavailableError(QuantformerError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -14,6 +15,8 @@ Definition = Literal["signed", "absolute", "evoked"]
 LABEL_FRAMES = {"drifting_gratings": 60, "static_gratings": 15, "natural_scenes": 15, "locally_sparse_noise": 15}
 #: For categories of the user's own.
 OTHER_LABEL_FRAMES = 60
+#: How far above its bar a score of each definition counts as active by 0.73 (`graded`).
+GRADES: MappingProxyType[Definition, float] = MappingProxyType({"signed": 0.02, "absolute": 0.02, "evoked": 0.4})
 #: Frames at the end of the baseline whose mean is taken as the calcium that is still decaying.
 END_FRAMES = 5
 
@@ -31,6 +34,11 @@ class LabelRule:
     threshold: float = 0.10
     threshold_z: float = 2.0
     decay_frames: float = 30.0
+
+    @property
+    def bar(self) -> float:
+        """What `score` has to reach."""
+        return self.threshold_z if self.definition == "evoked" else self.threshold
 
 
 def label_frames(category: str) -> int:
@@ -50,6 +58,29 @@ def evoked_area(
     return area
 
 
+def score(
+    rule: LabelRule,
+    *,
+    baseline: NDArray[np.float32],
+    response: NDArray[np.float32],
+    frames: int,
+    pseudo_mean: NDArray[np.float64] | float = 0.0,
+    pseudo_sd: NDArray[np.float64] | float = 1.0,
+) -> NDArray[np.float64]:
+    """What a definition measures, a response being active where it reaches the rule's `LabelRule.bar`: dF/F ``(..., 96)`` and
+    ``(..., 64)`` to ``(...)``.
+
+    ``pseudo_mean`` and ``pseudo_sd`` are the neuron's mean and standard deviation of `evoked_area` at pseudo-onsets.
+    """
+    window = response[..., :frames]
+    if rule.definition == "signed":
+        return np.asarray(window.mean(-1, dtype=np.float64))
+    if rule.definition == "absolute":
+        return np.asarray(np.abs(window).mean(-1, dtype=np.float64))
+    area = evoked_area(baseline, response, frames=frames, decay_frames=rule.decay_frames)
+    return np.asarray((area - pseudo_mean) / pseudo_sd)
+
+
 def active(
     rule: LabelRule,
     *,
@@ -59,14 +90,16 @@ def active(
     pseudo_mean: NDArray[np.float64] | float = 0.0,
     pseudo_sd: NDArray[np.float64] | float = 1.0,
 ) -> NDArray[np.bool_]:
-    """Which responses are active: dF/F ``(..., 96)`` and ``(..., 64)`` to bool ``(...)``.
+    """Which responses are active: as `score`, to bool ``(...)``."""
+    found = score(
+        rule, baseline=baseline, response=response, frames=frames, pseudo_mean=pseudo_mean, pseudo_sd=pseudo_sd
+    )
+    return np.asarray(found >= rule.bar)
 
-    ``pseudo_mean`` and ``pseudo_sd`` are the neuron's mean and standard deviation of `evoked_area` at pseudo-onsets.
+
+def graded(rule: LabelRule, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How active, between 0 and 1: a half at the bar, 0.73 a fifth of the usual bar above it (0.02 dF/F, or 0.4 of a z-score).
+
+    A response just below the bar says more of a neuron than none at all, and noise alone may have kept it there.
     """
-    window = response[..., :frames]
-    if rule.definition == "signed":
-        return np.asarray(window.mean(-1, dtype=np.float64) >= rule.threshold)
-    if rule.definition == "absolute":
-        return np.asarray(np.abs(window).mean(-1, dtype=np.float64) >= rule.threshold)
-    area = evoked_area(baseline, response, frames=frames, decay_frames=rule.decay_frames)
-    return np.asarray((area - pseudo_mean) / pseudo_sd >= rule.threshold_z)
+    return 1.0 / (1.0 + np.exp(np.clip((rule.bar - scores) / GRADES[rule.definition], -500.0, 500.0)))

@@ -13,11 +13,9 @@ from quantformer.errors import BundleError, SignalError
 from quantformer.signal import SignalRecipe
 from quantformer.vocabulary import StimulusRecipe
 
-#: Number of the manifest's schema; newer ones are refused. Schema 1 lacked the neurons' usual fluorescence, schema 2 their rate
-#: whatever the stimulus, which their graphs did not ask for either: such a bundle has to be exported again. Schema 3 lacked
-#: forms.
-SCHEMA = 4
-OLDEST_SCHEMA = 3
+#: Number of the manifest's schema; others are refused. Schema 1 lacked the neurons' usual fluorescence, schema 2 their rate
+#: whatever the stimulus, schema 3 forms, schema 4 what a neuron's tuning has in common over categories.
+SCHEMA = 5
 FORMAT: Final = "quantformer-bundle"
 
 #: What a bundle's graphs compute in: float32 always, and lower *forms*, at most one a device.
@@ -128,8 +126,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     codebook_sha256: str
     #: dF/F divided by this is what the network sees.
     signal_scale: _Positive
-    #: Trials that the mean neuron counts for in a neuron's tuning.
-    tuning_strength: _Positive
+    #: Trials that the mean neuron counts for in a neuron's tuning: of rates, and of traces.
+    tuning_strengths: tuple[_Positive, _Positive]
     signal: SignalRecipe
     label: Label
     phases: list[str]
@@ -161,7 +159,7 @@ def parse_manifest(text: bytes, *, source: str) -> Manifest:
     """Read a manifest; ``source`` names it in errors.
 
     Raises:
-        BundleError: not JSON, foreign, of a newer schema, altered, or a field is missing, unknown or of the wrong kind.
+        BundleError: not JSON, foreign, of another schema, altered, or a field is missing, unknown or of the wrong kind.
     """
     try:
         head = msgspec.json.decode(text, type=_Head)
@@ -171,12 +169,9 @@ def parse_manifest(text: bytes, *, source: str) -> Manifest:
         ) from None
     if head.format != FORMAT:
         raise BundleError(f"{source} has format {head.format!r}, expected {FORMAT!r}: this is another program's file")
-    if head.schema < OLDEST_SCHEMA:
-        raise BundleError(
-            f"{source} has schema {head.schema}, this software reads {OLDEST_SCHEMA} to {SCHEMA}: export the bundle again"
-        )
-    if head.schema > SCHEMA:
-        raise BundleError(f"{source} has schema {head.schema}, this software reads up to {SCHEMA}: update quantformer")
+    if head.schema != SCHEMA:
+        what_to_do = "update quantformer" if head.schema > SCHEMA else "train the model and export the bundle again"
+        raise BundleError(f"{source} has schema {head.schema}, this software reads {SCHEMA}: {what_to_do}")
     try:
         manifest = msgspec.json.decode(text, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, SignalError) as error:

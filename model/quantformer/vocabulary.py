@@ -61,26 +61,30 @@ class StimulusRecipe:
     @property
     def tuning_width(self) -> int:
         """Length of `tuning_features` less the stimulus ids."""
-        return len(self.categories) * (1 + self.width - len(self.categories))
+        rest = self.width - len(self.categories)
+        return len(self.categories) * (1 + rest) + rest
 
     def tuning_features(
         self, encoded: NDArray[np.float32], *, id_row: NDArray[np.int64], ids: int
     ) -> NDArray[np.float32]:
-        """Encoded stimuli ``(n, width)`` with a constant, apart by category, and an indicator an id:
-        ``(n, tuning_width + ids)``. ``id_row`` int64 ``(n,)`` is -1 where a stimulus has no id.
+        """Encoded stimuli ``(n, width)`` with a constant, apart by category, then without a constant for all categories, and an
+        indicator an id: ``(n, tuning_width + ids)``. ``id_row`` int64 ``(n,)`` is -1 where a stimulus has no id.
 
-        A neuron's tuning is linear in these, so a category's coefficients are its own.
+        A neuron's tuning is linear in these: what categories have in common, and what each adds to it. A neuron that prefers
+        a direction at an onset does so two seconds later, too.
         """
         indicator, rest = np.split(encoded, [len(self.categories)], axis=-1)
         with_constant = np.concatenate([np.ones_like(rest[..., :1]), rest], axis=-1)
         apart = indicator[..., :, None] * with_constant[..., None, :]
         known = id_row[:, None] == np.arange(ids)
-        return np.concatenate([apart.reshape(len(encoded), self.tuning_width), known], axis=1).astype(np.float32)
+        apart = apart.reshape(len(encoded), self.tuning_width - rest.shape[-1])
+        return np.concatenate([apart, rest, known], axis=1).astype(np.float32)
 
     def tuning_constants(self, *, ids: int) -> NDArray[np.bool_]:
         """Which of `tuning_features` are a category's constant, ``(tuning_width + ids,)``."""
-        width = 1 + self.width - len(self.categories)
-        return np.concatenate([np.arange(self.tuning_width) % width == 0, np.zeros(ids, bool)])
+        rest = self.width - len(self.categories)
+        first = np.arange(1 + rest) == 0
+        return np.concatenate([np.tile(first, len(self.categories)), np.zeros(rest + ids, bool)])
 
     @classmethod
     def covering(cls, categories: Sequence[str], feature_names: Sequence[str]) -> StimulusRecipe:

@@ -48,7 +48,7 @@ def extend(bundle: Bundle, recording: Recording, *, path: Path) -> Bundle:
         trials.valid,
         population=old.population_tuning.astype(np.float64),
         constant=vocabulary.tuning_constants,
-        strength=manifest.tuning_strength,
+        strengths=manifest.tuning_strengths,
     )
     f0_range, noise_range = seen_ranges(trials)
     added = Vectors(

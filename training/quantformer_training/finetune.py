@@ -20,18 +20,21 @@ from quantformer.losses import activation_loss, code_loss, shape_loss
 from quantformer.tokens import UNKNOWN, TaskTokens
 from quantformer_training.accelerator import Accelerator
 from quantformer_training.ahead import drawn_ahead
+from quantformer_training.boosted import BoostedTrees
 from quantformer_training.device_rows import drawn_on
 from quantformer_training.examples import Examples, Vocabulary
 from quantformer_training.loop import LoopConfig, LoopResult, Report, in_batches, run_loop
 from quantformer_training.pretrain import Pretrained
 from quantformer_training.sources import RowSource
-from quantformer_training.warm_start import start_shortcuts
+from quantformer_training.warm_start import start_rows, start_shortcuts
 
 if TYPE_CHECKING:
     from quantformer_training.distil import Teachers
 
+#: The rows of an epoch, and the order in which they are learned.
+Draw = Callable[[int], tuple[Examples, Tensor]]
 #: What a network goes through: what is added to the stage's name, how long and fast, and the draw of an epoch.
-Stage = tuple[str, LoopConfig, Callable[[int], tuple[Examples, Tensor]]]
+Stage = tuple[str, LoopConfig, Draw]
 #: Leads at which validation chooses, averaged: none, and 5 frames (0.17 s).
 VALIDATION_LEADS = (0, 5)
 
@@ -54,7 +57,8 @@ class FinetuneConfig:
     real onset; validation reads an even choice of ``validation_rows``. ``moment_epochs`` of about ``moment_rows`` go before, at
     any moments of training, the stimulus withheld and nothing of the baseline: onsets are few, and what a neuron's baseline
     says of its next seconds is in every moment. Ids are withheld from ``drop_ids`` of the rows, which trains the unknown
-    vector, and the stimulus from ``drop_stimulus`` of them. To the cross-entropy over codes ``decoded_weight`` adds the
+    vector, and the stimulus from ``drop_stimulus`` of them. Activation is learned from ``boosted_weight`` of what `BoostedTrees`
+    say and one minus that of what happened. To the cross-entropy over codes ``decoded_weight`` adds the
     squared error of the decoded response, and ``shape_weight`` one minus its correlation with what happened: most responses
     are small, and squared error alone ignores their shape.
     """
@@ -69,11 +73,14 @@ class FinetuneConfig:
     moment_rows: int = 60_000
     drop_ids: float = 0.1
     drop_stimulus: float = 0.1
+    boosted_weight: float = 0.75
     decoded_weight: float = 10.0
     shape_weight: float = 2.0
 
     def __post_init__(self) -> None:
         check_moments(epochs=self.moment_epochs, rows=self.moment_rows)
+        if not 0.0 <= self.boosted_weight <= 1.0:
+            raise UsageError(f"boosted_weight = {self.boosted_weight}; expected 0 (trees teach nothing) to 1 (they alone do)")
 
     def stopped(self, activation: LoopResult, forecast: LoopResult) -> FinetuneConfig:
         """The same training, ended after the epochs that were best in these runs."""
@@ -167,7 +174,9 @@ def finetune(
     )
     digest = forecaster.teacher.codebook.digest()
     tokens = (tokens_of(vocabulary, d=pretrained.config.d), tokens_of(vocabulary, d=pretrained.config.d))
-    start_shortcuts(forecaster, real, pseudo, seed=config.activation.seed)
+    rows = start_rows(real, pseudo, seed=config.activation.seed)
+    start_shortcuts(forecaster, rows)
+    trees = boosted(forecaster, rows, config=config, seed=config.activation.seed)
     machine = accelerator or Accelerator()
     # Only now: the regressions that training begins at are solved on the CPU.
     nn.ModuleList([forecaster, *tokens]).to(machine.device)
@@ -208,7 +217,13 @@ def finetune(
     )
     for task, network, loop, loss, criterion in tasks:
         for part, config_of_part, draw in stages(
-            real, pseudo, moments, config=config, loop=loop, device=machine.device
+            real,
+            pseudo,
+            moments,
+            config=config,
+            loop=loop,
+            device=machine.device,
+            trees=trees if task == "activation" else None,
         ):
             name = stage + task + part
             with drawn_ahead(draw, epochs=config_of_part.most_epochs) as drawn:
@@ -288,16 +303,29 @@ def stages(
     config: FinetuneConfig,
     loop: LoopConfig,
     device: torch.device,
+    trees: BoostedTrees | None,
 ) -> list[Stage]:
-    """Moments, where the configuration has epochs for them, then onsets. At moments it is not validation that says when to
-    stop: what it would measure is not yet being learned.
+    """Moments, where the configuration has epochs for them, then onsets, with what ``trees`` say of them. At moments it is not
+    validation that says when to stop: what it would measure is not yet being learned.
     """
     told: dict[str, Any] = {"config": config, "seed": loop.seed, "device": device}
+
+    def taught(draw: Draw, epoch: int) -> tuple[Examples, Tensor]:
+        rows, order = draw(epoch)
+        return rows if trees is None else trees.taught(rows, weight=config.boosted_weight), order
+
     found: list[Stage] = []
     if config.moment_epochs and len(moments):
         before = replace(loop, epochs=config.moment_epochs, stop_after=config.moment_epochs)
-        found.append((" at moments", before, partial(draw_moments, moments, **told)))
-    return [*found, ("", loop, partial(draw_epoch, real, pseudo, **told))]
+        found.append((" at moments", before, partial(taught, partial(draw_moments, moments, **told))))
+    return [*found, ("", loop, partial(taught, partial(draw_epoch, real, pseudo, **told)))]
+
+
+def boosted(forecaster: Forecaster, rows: Examples, *, config: FinetuneConfig, seed: int) -> BoostedTrees | None:
+    """Trees beside the regression that the activation network begins at, where the configuration gives them a weight."""
+    if config.boosted_weight == 0.0:
+        return None
+    return BoostedTrees.fit(forecaster.activation.shortcut, rows, seed=seed)
 
 
 def draw_moments(
@@ -329,7 +357,7 @@ def draw_epoch(
 
 
 def epoch_batches(
-    drawn: Callable[[int], tuple[Examples, Tensor]], *, epoch: int, batch: int, machine: Accelerator
+    drawn: Draw, *, epoch: int, batch: int, machine: Accelerator
 ) -> Iterator[Examples]:
     """The batches of one epoch of `draw_epoch`: each process's share of them."""
     rows, order = drawn(epoch)

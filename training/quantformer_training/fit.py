@@ -254,7 +254,7 @@ class _Parts:
         judged = np.concatenate([~trials.moments.pseudo for trials in sets])
         constant = self.vocabulary.tuning_constants
         tuning = fit_tuning(features, values, valid, block, constant=constant, judged=judged)
-        neuron, population = out_of_fold(features, values, valid, block, constant=constant, strength=tuning.strength)
+        neuron, population = out_of_fold(features, values, valid, block, constant=constant, strengths=tuning.strengths)
         cut = len(sets[0].moments)
         # A moment is told what its presentation is.
         own = nearest(sets[0].moments, self.moments.moments.frame)

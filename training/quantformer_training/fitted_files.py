@@ -34,8 +34,9 @@ from quantformer_training.trials import TrialReader, pseudo_moments, real_moment
 from quantformer_training.tuning import Tuning
 
 FACTS, WEIGHTS = "fitted.json", "fitted.pt"
-#: Number of the schema of `FACTS`. Older ones are read, newer ones refused. 2: says what taught it.
-SCHEMA = 2
+#: Number of the schema of `FACTS`; others are refused. 2: says what taught it. 3: tuning has what categories share, and two
+#: strengths.
+SCHEMA = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ class _Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     vocabulary: Vocabulary
     signal: SignalRecipe
     label: LabelRule
-    tuning_strength: float
+    tuning_strengths: tuple[float, float]
     results: tuple[LoopResult, LoopResult]
     calibrated: Calibrated
     taught_by: str = ""
@@ -104,7 +105,7 @@ def save_fitted(fitted: Fitted, directory: Path, *, recording: RecordingFile) ->
         vocabulary=fitted.vocabulary,
         signal=fitted.reader.recipe,
         label=fitted.reader.rule,
-        tuning_strength=fitted.tuning.strength,
+        tuning_strengths=fitted.tuning.strengths,
         results=model.results,
         calibrated=fitted.calibrated,
         taught_by=fitted.taught_by,
@@ -127,7 +128,7 @@ def load_fitted(directory: Path, *, recording: RecordingFile | None = None) -> F
     """Read a fitted model and its recording; no code is unpickled. ``recording`` is said where it has moved.
 
     Raises:
-        DataError: a file is missing, damaged, altered or of a newer schema, or the recording is not the one it was fitted on.
+        DataError: a file is missing, damaged, altered or of another schema, or the recording is not the one it was fitted on.
         RecordingError: the recording cannot be read.
     """
     facts = _read_facts(directory / FACTS)
@@ -163,7 +164,9 @@ def load_fitted(directory: Path, *, recording: RecordingFile | None = None) -> F
         for made, state in zip(tokens, weights["tokens"], strict=True):
             made.load_state_dict(state)
         tuning = Tuning(
-            neuron=weights["tuning"].numpy(), population=weights["population_tuning"].numpy(), strength=facts.tuning_strength
+            neuron=weights["tuning"].numpy(),
+            population=weights["population_tuning"].numpy(),
+            strengths=facts.tuning_strengths,
         )
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -221,11 +224,12 @@ def _read_facts(path: Path) -> _Facts:
         head = msgspec.json.decode(text, type=_Head)
         if head.format != "quantformer-fitted":
             raise DataError(f"its format is {head.format!r}")
-        if head.schema > SCHEMA:
-            raise DataError(f"its schema is {head.schema}, this software reads up to {SCHEMA}: update quantformer")
+        if head.schema != SCHEMA:
+            newer = ": update quantformer" if head.schema > SCHEMA else ""
+            raise DataError(f"its schema is {head.schema}, this software reads {SCHEMA}{newer}")
         facts = msgspec.json.decode(text, type=_Facts)
-        if not 0.0 < facts.tuning_strength < math.inf:
-            raise DataError(f"its tuning strength is {facts.tuning_strength}")
+        if not all(0.0 < strength < math.inf for strength in facts.tuning_strengths):
+            raise DataError(f"its tuning strengths are {facts.tuning_strengths}")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, QuantformerError) as error:
         raise DataError(f"{path} does not describe a fitted model ({error}); run 'quantformer finetune' again") from None
     return facts

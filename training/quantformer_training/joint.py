@@ -25,6 +25,7 @@ from quantformer_training.finetune import (
     VALIDATION_LEADS,
     FinetuneConfig,
     Prediction,
+    boosted,
     epoch_batches,
     mean_loss,
     response_loss,
@@ -35,7 +36,7 @@ from quantformer_training.finetune import (
 from quantformer_training.loop import Report, in_batches, run_loop
 from quantformer_training.pretrain import Pretrained
 from quantformer_training.sources import RowSource
-from quantformer_training.warm_start import start_shortcuts
+from quantformer_training.warm_start import start_rows, start_shortcuts
 
 _ASKED_ROWS = 2048
 
@@ -109,7 +110,9 @@ def finetune_joint(
         signal_scale=pretrained.signal_scale,
         code_patch=pretrained.code_patch,
     )
-    start_shortcuts(forecaster, real, pseudo, seed=config.forecast.seed)
+    rows = start_rows(real, pseudo, seed=config.forecast.seed)
+    start_shortcuts(forecaster, rows)
+    trees = boosted(forecaster, rows, config=config, seed=config.forecast.seed)
     machine = accelerator or Accelerator()
     # Only now, as in `finetune`.
     model = JointModel(forecaster, tokens_of(vocabulary, d=pretrained.config.d)).to(machine.device)
@@ -133,7 +136,9 @@ def finetune_joint(
     model.eval()
     with torch.no_grad():
         before = errors()
-    for part, loop, draw in stages(real, pseudo, moments, config=config, loop=config.forecast, device=machine.device):
+    for part, loop, draw in stages(
+        real, pseudo, moments, config=config, loop=config.forecast, device=machine.device, trees=trees
+    ):
         with drawn_ahead(draw, epochs=loop.most_epochs) as drawn:
             run_loop(
                 stage="both tasks" + part,

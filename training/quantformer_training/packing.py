@@ -51,7 +51,7 @@ def write_fitted(fitted: Fitted, path: Path, *, metrics: dict[str, float] | None
         codes=fitted.pretrained.config.codes,
         codebook_sha256=fitted.model.forecaster.teacher.codebook.digest(),
         signal_scale=fitted.pretrained.signal_scale,
-        tuning_strength=fitted.tuning.strength,
+        tuning_strengths=fitted.tuning.strengths,
         signal=fitted.reader.recipe,
         label=Label(
             definition=fitted.reader.rule.definition,

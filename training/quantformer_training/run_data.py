@@ -154,7 +154,7 @@ class RunData:
         judged = np.concatenate([~one.moments.pseudo for one in sets])
         constant = self.vocabulary.tuning_constants
         tuning = fit_tuning(features, values, valid, block, constant=constant, judged=judged)
-        neuron, population = out_of_fold(features, values, valid, block, constant=constant, strength=tuning.strength)
+        neuron, population = out_of_fold(features, values, valid, block, constant=constant, strengths=tuning.strengths)
         cut = len(sets[0].moments)
         # A moment is told what its presentation is.
         own = nearest(sets[0].moments, member.moments.moments.frame)
@@ -217,7 +217,7 @@ def split_of(session: StoredSession, *, category: str) -> Split:
 
 
 def scaled(trials: IndexedTrials, scale: float) -> NDArray[np.float64]:
-    """What tuning regresses, ``(n, neurons, 9)``: the label, and binned dF/F over the signal scale."""
+    """What tuning regresses, ``(n, neurons, 9)``: the label as a grade, and binned dF/F over the signal scale."""
     values = trials.values.astype(np.float64)
     values[..., 1:] /= scale
     return values

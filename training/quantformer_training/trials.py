@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantformer.errors import RecordingError
-from quantformer.labels import LABEL_FRAMES, OTHER_LABEL_FRAMES, LabelRule, active, evoked_area, label_frames
+from quantformer.labels import LABEL_FRAMES, OTHER_LABEL_FRAMES, LabelRule, evoked_area, graded, label_frames, score
 from quantformer.signal import (
     SignalRecipe,
     hold_missing,
@@ -147,8 +147,8 @@ class Trials:
     """Windows of one recording at moments, all neurons: what training, validation and tests read.
 
     ``baseline`` dF/F float32 ``(n, neurons, 96)`` and ``response`` dF/F ``(n, neurons, 64)``, both over the F0 of the
-    full baseline; ``f0`` float64, ``valid`` and ``active`` bool ``(n, neurons)``; ``rejected`` counts what was left
-    out by reason (neuron windows, except *window outside the part*, which counts moments).
+    full baseline; ``f0`` float64, ``valid`` and ``active`` bool, and ``graded`` float64 (`labels.graded`) ``(n, neurons)``;
+    ``rejected`` counts what was left out by reason (neuron windows, except *window outside the part*, which counts moments).
     """
 
     moments: Moments
@@ -157,6 +157,7 @@ class Trials:
     f0: NDArray[np.float64]
     valid: NDArray[np.bool_]
     active: NDArray[np.bool_]
+    graded: NDArray[np.float64]
     rejected: Mapping[str, int]
 
 
@@ -212,13 +213,15 @@ class TrialReader:
         }
         valid &= whole
         response[~valid] = 0.0
+        scores = self._scores(moments, baseline, response)
         return Trials(
             moments=moments,
             baseline=baseline,
             response=response,
             f0=f0,
             valid=valid,
-            active=self._labels(moments, baseline, response) & valid,
+            active=(scores >= self.rule.bar) & valid,
+            graded=graded(self.rule, scores),
             rejected=rejected,
         )
 
@@ -270,15 +273,15 @@ class TrialReader:
         after: NDArray[np.float32] = self.trace[right - 1] * (1 - weight) + self.trace[right] * weight
         return after
 
-    def _labels(
+    def _scores(
         self, moments: Moments, baseline: NDArray[np.float32], response: NDArray[np.float32]
-    ) -> NDArray[np.bool_]:
-        labels = np.zeros(response.shape[:2], bool)
+    ) -> NDArray[np.float64]:
+        scores = np.zeros(response.shape[:2])
         for name in set(moments.category):
             rows = np.array([category == name for category in moments.category])
             frames = label_frames(name.removeprefix(ONGOING))
             mean, sd = self._pseudo.get(frames, (0.0, 1.0))
-            labels[rows] = active(
+            scores[rows] = score(
                 self.rule,
                 baseline=baseline[rows],
                 response=response[rows],
@@ -286,7 +289,7 @@ class TrialReader:
                 pseudo_mean=mean,
                 pseudo_sd=sd,
             )
-        return labels
+        return scores
 
     def _pseudo_distributions(self) -> dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]]:
         """Mean and standard deviation a neuron of the evoked area at training pseudo-onsets, one every 30 frames, for

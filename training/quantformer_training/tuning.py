@@ -22,17 +22,20 @@ MEAN_STRENGTH = 1.0
 FOLDS = 10
 
 Floats = NDArray[np.float64]
+#: How hard rates, and how hard traces are pulled, in trials.
+Strengths = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tuning:
-    """Coefficients ``(neurons, 10, features)``, those of the mean neuron ``(10, features)``, and the strength of the
-    pull towards them that out-of-fold error chose. The first quantity is the neuron's rate whatever the stimulus.
+    """Coefficients ``(neurons, 10, features)``, those of the mean neuron ``(10, features)``, and the strengths of the
+    pull towards them that out-of-fold error chose, of rates and of traces. The first quantity is the neuron's rate whatever the
+    stimulus.
     """
 
     neuron: Floats
     population: Floats
-    strength: float
+    strengths: Strengths
 
     def of(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Expected quantities ``(n, neurons, 10)`` after stimuli with tuning features ``(n, features)``."""
@@ -44,13 +47,16 @@ class Tuning:
 
 
 def quantities(trials: Trials, *, signal_scale: float) -> Floats:
-    """What is regressed, ``(n, neurons, 9)``: the label, and binned dF/F over the signal scale."""
+    """What is regressed, ``(n, neurons, 9)``: the label as a grade, and binned dF/F over the signal scale.
+
+    A rate from grades is steadier than one from labels: most responses just miss the threshold or just reach it.
+    """
     n, neurons, frames = trials.response.shape
     binned = (
         trials.response.reshape(n, neurons, TUNING_BINS, frames // TUNING_BINS).mean(-1, dtype=np.float64)
         / signal_scale
     )
-    return np.concatenate([trials.active[..., None], binned], axis=-1)
+    return np.concatenate([trials.graded[..., None], binned], axis=-1)
 
 
 def fit_tuning(
@@ -65,17 +71,20 @@ def fit_tuning(
     """Regress values ``(n, neurons, q)`` on features ``(n, f)``, of which ``constant`` ``(f,)`` are a category's constant;
     ``block`` numbers the presentation of each row.
 
-    The strength of the pull is the one with the smallest out-of-fold squared error on the rows ``judged`` (real onsets).
+    The strengths of the pull are those with the smallest out-of-fold squared error on the rows ``judged`` (real onsets): a rate
+    is spread otherwise than a trace.
     """
     counted = valid & judged[:, None]
-    errors = np.zeros(len(STRENGTHS))
+    errors = np.zeros((len(STRENGTHS), 2))
     for out, rest in _folds(features, values, valid, block, constant=constant):
         for number, strength in enumerate(STRENGTHS):
             made = np.einsum("nf,kqf->nkq", features[out], rest.tuned.neurons(strength))
-            errors[number] += float(np.square(made - values[out])[counted[out]].sum())
-    strength = STRENGTHS[int(np.argmin(errors))]
+            squared = np.square(made - values[out])[counted[out]].sum(0)
+            errors[number] += float(squared[0]), float(squared[1:].sum())
+    rate, trace = errors.argmin(0)
+    strengths = STRENGTHS[rate], STRENGTHS[trace]
     whole = _Regressed.of(features, values, valid, constant=constant)
-    return Tuning(neuron=whole.neurons(strength), population=whole.population, strength=strength)
+    return Tuning(neuron=whole.neurons(strengths), population=whole.population, strengths=strengths)
 
 
 def out_of_fold(
@@ -85,7 +94,7 @@ def out_of_fold(
     block: NDArray[np.int64],
     *,
     constant: NDArray[np.bool_],
-    strength: float,
+    strengths: Strengths,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """What `Tuning` would say of each training row had its presentation not been fitted: neurons' and population's.
 
@@ -95,7 +104,7 @@ def out_of_fold(
     neuron = np.zeros((*values.shape[:2], width), np.float32)
     population = np.zeros((len(values), width), np.float32)
     for out, rest in _folds(features, values, valid, block, constant=constant):
-        neuron[out] = np.einsum("nf,kqf->nkq", features[out], rest.neurons(strength))
+        neuron[out] = np.einsum("nf,kqf->nkq", features[out], rest.neurons(strengths))
         population[out] = features[out] @ rest.population.T
     return neuron, population
 
@@ -107,10 +116,10 @@ def tune_neurons(
     *,
     population: Floats,
     constant: NDArray[np.bool_],
-    strength: float,
+    strengths: Strengths,
 ) -> Floats:
     """Coefficients ``(neurons, 10, features)`` of neurons whose trials are these, pulled towards ``population``."""
-    return _Regressed.around(features, values, valid, population=population, constant=constant).neurons(strength)
+    return _Regressed.around(features, values, valid, population=population, constant=constant).neurons(strengths)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -153,8 +162,10 @@ class _Regressed:
     def population(self) -> Floats:
         return np.concatenate([self.rate.population, self.tuned.population])
 
-    def neurons(self, strength: float) -> Floats:
-        return np.concatenate([self.rate.neurons(strength), self.tuned.neurons(strength)], axis=1)
+    def neurons(self, strengths: Strengths) -> Floats:
+        rate, trace = strengths
+        tuned = [self.tuned.neurons(rate)[:, :1], self.tuned.neurons(trace)[:, 1:]]
+        return np.concatenate([self.rate.neurons(rate), *tuned], axis=1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -29,18 +29,22 @@ _RIDGE_ALPHA = (10_000.0, 3000.0, 1000.0, 300.0, 100.0)
 _FOLDS = 5
 
 
-def start_shortcuts(forecaster: Forecaster, real: RowSource, pseudo: RowSource, *, seed: int) -> None:
-    """Set both shortcuts, and the heads beside them to zero; nothing changes where training has only one class.
+def start_rows(real: RowSource, pseudo: RowSource, *, seed: int) -> Examples:
+    """What is regressed on: real onsets and as many pseudo-onsets.
 
-    Read are real onsets and as many pseudo-onsets: how fluorescence goes on is known from many more moments than those at
-    which something began, and the rates that tuning tells of both set them apart.
+    How fluorescence goes on is known from many more moments than those at which something began, and the rates that tuning
+    tells of both set them apart.
     """
     rng = np.random.default_rng(seed)
     repeats = min(_REPEATS, max(1, ROWS // max(len(real), 1)))
     drawn = [real.draw(ROWS // repeats, rng) for _ in range(repeats)]
     if len(pseudo):
         drawn.append(pseudo.draw(sum(map(len, drawn)), rng))
-    rows = Examples.joined(drawn)
+    return Examples.joined(drawn)
+
+
+def start_shortcuts(forecaster: Forecaster, rows: Examples) -> None:
+    """Set both shortcuts, and the heads beside them to zero; nothing changes where the rows have only one class."""
     with torch.no_grad():
         _start_activation(forecaster, rows)
         _start_response(forecaster, rows)
