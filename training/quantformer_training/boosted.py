@@ -10,14 +10,12 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from quantformer.forecaster import ActivationShortcut
+from quantformer.forecaster import SHORTCUT_GAIN, ActivationShortcut
 from quantformer_training.examples import Examples
 
 TREES, LEAVES, RATE = 120, 4, 0.05
@@ -41,15 +39,15 @@ class BoostedTrees:
         )
         # On one thread: a sum over several has no order, and a run that resumes has to find the same trees.
         with threadpool_limits(1):
-            trees.fit(_inputs(shortcut, rows), active)
+            trees.fit(_inputs(shortcut, rows).double().numpy(), active)
         return cls(shortcut=copy.deepcopy(shortcut).cpu(), trees=trees)
 
     @torch.no_grad()
     def chance(self, rows: Examples) -> Tensor:
         """Probability of an active response ``[B]``, not calibrated, where the rows are."""
-        here = rows.to(torch.device("cpu"))
-        linear = self.shortcut(here.baseline, here.tuning, here.level)[:, 0].sigmoid()
-        boosted = torch.from_numpy(self.trees.predict_proba(_inputs(self.shortcut, here))[:, 1]).to(linear.dtype)
+        inputs = _inputs(self.shortcut, rows)
+        linear = (SHORTCUT_GAIN * self.shortcut.linear(inputs))[:, 0].sigmoid()
+        boosted = torch.from_numpy(self.trees.predict_proba(inputs.double().numpy())[:, 1]).to(linear.dtype)
         chance: Tensor = 0.5 * (linear + boosted)
         return chance.to(rows.active.device)
 
@@ -59,6 +57,6 @@ class BoostedTrees:
         return replace(rows, active=torch.lerp(rows.active.to(chance.dtype), chance, weight))
 
 
-def _inputs(shortcut: ActivationShortcut, rows: Examples) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = shortcut.inputs(rows.baseline, rows.tuning, rows.level).double().cpu().numpy()
-    return found
+def _inputs(shortcut: ActivationShortcut, rows: Examples) -> Tensor:
+    """``[B, inputs]`` on the CPU, where the trees are: of rows on a GPU nothing else leaves it."""
+    return shortcut.inputs(rows.baseline, rows.tuning, rows.level).cpu()
