@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TRIAL = np.repeat(np.arange(30), 4)
 TRAINED = (
     "level", "tuning", "stimulus features", "stimulus ids", "warm start", "pseudo-onsets", "rows without lead", "moments",
-    "shape loss",
+    "boosted trees", "shape loss",
 )  # fmt: skip
 
 
@@ -215,9 +215,9 @@ def test_a_tiny_run_tells_of_every_improvement(script: ModuleType) -> None:
     assert tuple(made) == (script.WHOLE, *post_hoc, *TRAINED, *seeds)
     unchanged = {title: [one.unchanged for one in by.values()] for title, by in made.items()}
     assert unchanged.pop(script.WHOLE) == [True] * 4
-    # Decoding and the shape of a trace are the forecast's alone, calibration the activation's: of the same networks.
+    # Decoding and the shape of a trace are the forecast's alone, calibration and trees the activation's: of the same networks.
     assert unchanged.pop(post_hoc[0]) == unchanged.pop("shape loss") == [True, True, False, False]
-    assert unchanged.pop(post_hoc[1]) == [False, False, True, True]
+    assert unchanged.pop(post_hoc[1]) == unchanged.pop("boosted trees") == [False, False, True, True]
     assert all(by == [False] * 4 for by in unchanged.values()), unchanged
     told = json.loads(json.dumps(script.document(found, made=made, preset="tiny", seed=0, seeds=2)))
     assert told["test_trials"] == [10, 10]
