@@ -8,7 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from tiny_bundle import write_tiny_bundle
+
+# How long an example takes is the machine's affair: no test fails by the clock.
+settings.register_profile("without deadlines", deadline=None)
+settings.load_profile("without deadlines")
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
