@@ -77,7 +77,7 @@ def assert_same(found: Recording, expected: Recording) -> None:
         np.testing.assert_array_equal(found.stimuli.features[name], column)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(recording=recordings())
 def test_what_is_saved_is_loaded(tmp_path: Path, recording: Recording) -> None:
     path = tmp_path / "session.npz"

@@ -100,7 +100,6 @@ def test_rows_say_what_is_wrong(changes: dict[str, Any], message: str) -> None:
         replace(rows, **changes)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.integers(1, 8))
 def test_folds_are_blocks_of_whole_trials(trial: list[int], count: int) -> None:
     size = len(trial)
@@ -150,7 +149,7 @@ def test_rows_are_joined_with_their_context_or_not_at_all() -> None:
         Rows.joined([])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 4), st.floats(1.0, 1e6)), min_size=1, max_size=30))
 def test_the_usual_f0_is_the_median_of_training(values: list[tuple[int, float]]) -> None:
     size = len(values)
@@ -297,7 +296,7 @@ def test_regressions_beat_rates_where_the_baseline_tells() -> None:
     assert forecast[RidgeForecast].mse < forecast[NeuronStimulusMean].mse
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 2**31))
 def test_labels_shuffled_within_neuron_and_stimulus_teach_nothing(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -76,7 +76,6 @@ def test_a_batch_ends_where_the_next_does_not_fit(asked: list[tuple[int, int]], 
     assert batches(asked) == expected
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 600)), max_size=40))
 def test_every_question_is_in_one_batch_in_its_order_within_the_bounds(asked: list[tuple[int, int]]) -> None:
     found = batches(asked)
@@ -95,7 +94,6 @@ def test_each_knows_what_is_computed_before_it() -> None:
     assert [slot.cost_before for slot in batch] == [0, 100, 107]
 
 
-@settings(deadline=None)
 @given(rows=st.integers(0, 70_000))
 def test_a_row_without_a_forecast_costs_half(rows: int) -> None:
     assert cost_of(rows, forecast=True) == rows
@@ -217,7 +215,7 @@ def test_what_joins_must_fit_before_the_next_onset_together_with_the_others(bund
     assert rig.turn() == []
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.data())
 def test_each_standing_question_is_asked_or_dropped_once_a_frame(bundle: Bundle, data: st.DataObject) -> None:
     sizes = data.draw(

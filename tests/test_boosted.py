@@ -10,15 +10,15 @@ import pytest
 import torch
 from random_rows import random_rows
 from sklearn.ensemble import HistGradientBoostingClassifier
-from small_model import sources_of, tiny_forecaster, tiny_training
+from small_model import sources_of, tiny_forecaster, tiny_pretrained, tiny_training
 from small_recording import small_recording
 from threadpoolctl import threadpool_limits
 
 from quantformer.errors import UsageError
 from quantformer_training.boosted import BoostedTrees
 from quantformer_training.examples import Examples
-from quantformer_training.finetune import boosted, draw_epoch, draw_moments, stages
-from quantformer_training.warm_start import start_rows, start_shortcuts
+from quantformer_training.finetune import begin, draw_epoch, draw_moments, finetune, stages
+from quantformer_training.joint import finetune_joint
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +87,7 @@ def test_a_weight_that_is_none_is_refused(weight: float) -> None:
 def test_every_stage_is_taught_by_the_weight_asked_for() -> None:
     sources = sources_of(small_recording(neurons=3, trials=20), train_trials=14)
     config = replace(tiny_training(), boosted_weight=0.75, moment_epochs=1, moment_rows=200)
-    forecaster = tiny_forecaster()
-    drawn = start_rows(sources.real, sources.pseudo, seed=0)
-    start_shortcuts(forecaster, drawn)
-    trees = boosted(forecaster, drawn, config=config, seed=0)
+    trees = begin(tiny_forecaster(), sources.real, sources.pseudo, config=config, seed=0)
     assert trees is not None
     told = {"config": config, "device": torch.device("cpu")}
     made = stages(
@@ -106,7 +103,25 @@ def test_every_stage_is_taught_by_the_weight_asked_for() -> None:
         assert torch.equal(order, same)
         torch.testing.assert_close(rows.active, trees.taught(expected, weight=0.75).active)
         assert not torch.equal(rows.active, expected.active.float())
-    assert boosted(forecaster, drawn, config=replace(config, boosted_weight=0.0), seed=0) is None
+    none = replace(config, boosted_weight=0.0)
+    assert begin(tiny_forecaster(), sources.real, sources.pseudo, config=none, seed=0) is None
+
+
+def test_activation_is_taught_and_the_forecast_is_not() -> None:
+    sources = sources_of(small_recording(neurons=3, trials=20), train_trials=14)
+    told = {
+        "vocabulary": sources.vocabulary, "real": sources.real, "pseudo": sources.pseudo, "moments": sources.moments,
+        "validation": sources.validation, "report": lambda progress: None,
+    }  # fmt: skip
+    asked, made = sources.test.at_lead(0), {}
+    for weight in (0.0, 1.0):
+        config = replace(tiny_training(epochs=1), boosted_weight=weight)
+        for train in (finetune, finetune_joint):
+            trained = train(tiny_pretrained(), config=config, **told)  # type: ignore[operator]
+            made[train, weight] = trained.predict(asked)
+    for train in (finetune, finetune_joint):
+        assert not np.array_equal(made[train, 0.0].logit, made[train, 1.0].logit)
+    np.testing.assert_array_equal(made[finetune, 0.0].response, made[finetune, 1.0].response)
 
 
 def test_trees_know_what_bends() -> None:

@@ -20,7 +20,7 @@ from quantformer_training.resampled_metrics import ACTIVATION_METRICS, FORECAST_
 Floats = NDArray[np.float64]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.booleans())
 def test_counts_equal_repeated_rows(seed: int, two_way: bool) -> None:
     rng = np.random.default_rng(seed)

@@ -72,7 +72,7 @@ def assert_same(found: Results, session: Any, asked: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("device", [PADDED, EXACT, SPLIT])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(sizes=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 20), st.integers(1, 600)), min_size=1, max_size=4))
 def test_the_answers_are_those_of_a_plain_run(
     bundle: Bundle, session: Any, device: Device, sizes: list[tuple[int, int, int]]
@@ -180,7 +180,6 @@ def test_the_tensors_of_a_session_that_has_gone_serve_the_next_of_its_size(bundl
     assert len(made) == MOST_POPULATIONS
 
 
-@settings(deadline=None)
 @given(st.integers(1, 1 << 17))
 def test_padding_is_never_too_small_and_never_much_too_large(size: int) -> None:
     padded = capacity(size)
@@ -190,7 +189,6 @@ def test_padding_is_never_too_small_and_never_much_too_large(size: int) -> None:
     assert capacity(padded) == padded
 
 
-@settings(deadline=None)
 @given(rows=st.integers(0, 20_000), lanes=st.integers(1, 64), most=st.integers(1, 500))
 def test_parts_are_every_row_once_in_even_shares(rows: int, lanes: int, most: int) -> None:
     cut = parts(rows, lanes=lanes, most=most)

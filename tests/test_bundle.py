@@ -118,7 +118,7 @@ def test_a_truncated_file_is_named(copy: Path, name: str, keep: float) -> None:
         load_bundle(copy)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_one_flipped_bit_anywhere_is_refused(tiny_bundle_path: Path, tmp_path: Path, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(FILES))
@@ -132,14 +132,14 @@ def test_one_flipped_bit_anywhere_is_refused(tiny_bundle_path: Path, tmp_path: P
         load_bundle(harmed)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=200))
 def test_any_bytes_for_a_manifest_are_refused(content: bytes) -> None:
     with pytest.raises(BundleError, match="here"):
         parse_manifest(content, source="here")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=300))
 def test_any_bytes_for_vectors_are_refused(copy: Path, content: bytes) -> None:
     change_vectors(copy, content)

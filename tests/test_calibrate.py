@@ -43,7 +43,7 @@ def test_temperature_and_bias_are_found(temperature: float, bias: float) -> None
     assert found.bias == pytest.approx(bias, abs=0.06)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     n=st.integers(2, 300),
     temperature=st.floats(0.1, 10.0),
@@ -132,7 +132,7 @@ def test_thresholds_mean_what_they_say() -> None:
     assert f1(found["default"]) == pytest.approx(max(f1(threshold) for threshold in predicted))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), n=st.integers(1, 40), seconds=st.floats(1.0, 600.0))
 def test_equal_probabilities_fire_together(data: st.DataObject, n: int, seconds: float) -> None:
     predicted = np.array(data.draw(st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75]), min_size=n, max_size=n)))

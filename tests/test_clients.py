@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from running_service import PATIENCE_S, ROIS, RunningService, feed, traces, until
 
@@ -287,7 +287,6 @@ def player_last(player: Player) -> int:
     return max(frame for _, frame in player.schedule())
 
 
-@settings(deadline=None)
 @given(
     frames=st.integers(1, 200),
     loss=st.floats(0.0, 1.0),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from quantformer_client.clock import Clock, ClockOffset, Ping
@@ -26,7 +26,6 @@ def pinged(*, at_ns: int, there_ns: int, held_ns: int, back_ns: int, offset_ns: 
     )
 
 
-@settings(deadline=None)
 @given(
     offset=st.integers(-(10**15), 10**15),
     ways=st.lists(st.tuples(WAY, WAY, WAY), min_size=1, max_size=10),
@@ -43,7 +42,6 @@ def test_the_true_offset_lies_within_the_uncertainty(offset: int, ways: list[tup
     assert abs(found.to_local(found.to_engine(123_456_789)) - 123_456_789) <= 1
 
 
-@settings(deadline=None)
 @example(drift=1e-4, offset=0, ways=[(0, 575004), (615002, 0)])
 @example(drift=1e-4, offset=0, ways=[(0, 0), (585887, 5)])
 @example(drift=1e-4, offset=0, ways=[(0, 10**6), (10**6, 0)])

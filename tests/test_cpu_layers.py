@@ -60,7 +60,7 @@ def check(quick: list[Tensor], exact: list[Tensor], *, allowed: float) -> None:
         assert float((found.double() - wanted).abs().max()) <= allowed * float(wanted.abs().max())
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     batch=st.integers(1, 70), length=st.integers(1, 21), heads=st.integers(1, 3), scale=st.sampled_from((0.1, 1.0, 4.0)),
     seed=st.integers(0, 1000),
@@ -72,12 +72,17 @@ def test_attention_is_attention(batch: int, length: int, heads: int, scale: floa
     quick = learned(lambda one, two: attend(one, two, heads), projected, bias, slope=slope)
     exact = learned(lambda one, two: plain_attention(one, two, heads), projected.double(), bias.double(), slope=slope)
     check(quick[:2], exact[:2], allowed=2e-5)
-    # The keys' bias moves no weight: its slope is nothing but rounding, as in torch's own.
+    # The keys' bias moves no weight: its slope is nothing but rounding, as in torch's own. The others' are sums that may
+    # cancel, of which torch's own, in the same float32, keeps as little.
+    plain = learned(lambda one, two: plain_attention(one, two, heads), projected, bias, slope=slope)
     d = heads * WIDTH
-    check([quick[2][:d], quick[2][2 * d :]], [exact[2][:d], exact[2][2 * d :]], allowed=1e-4 * max(1.0, scale))
+    for part in (slice(d), slice(2 * d, None)):
+        wanted = exact[2][part]
+        error, usual = (float((of[2][part].double() - wanted).abs().max()) for of in (quick, plain))
+        assert error <= 1e-4 * max(1.0, scale) * float(wanted.abs().max()) + 8 * usual
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     rows=st.integers(1, 40),
     times=st.integers(1, 3),

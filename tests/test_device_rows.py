@@ -33,7 +33,7 @@ def on_cpu(*sources: IndexedSource) -> list[DeviceRows]:
     return [DeviceRows(source, device=CPU, traces=traces) for source in sources]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     chosen=st.lists(st.integers(0, 2), min_size=1, max_size=4), count=st.integers(1, 400), seed=st.integers(0, 2**32),
     lost=st.sampled_from([0.0, 0.1, 0.7]), piece=st.sampled_from([32, 96, 1 << 18]),

@@ -264,7 +264,7 @@ def test_room_is_what_the_disk_has(tmp_path: Path) -> None:
         check_room(tmp_path, needed=2 * free, what="too much")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     size=st.integers(9, 400_000),
     cuts=st.lists(

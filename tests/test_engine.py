@@ -309,7 +309,7 @@ def test_the_same_over_tcp(engine: EngineProcess) -> None:
 # --- order, batches, counts -------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_onset_questions_are_answered_once_each_first_come_first(client: Client, data: st.DataObject) -> None:
     """Whatever is asked of two sessions, with standing questions beside: by when their windows were ready, then as asked."""

@@ -60,7 +60,7 @@ def test_attention_is_refused_where_the_layers_are_others() -> None:
         looked(made)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 6), st.integers(1, 4), st.integers(2, 12), st.integers(0, 10_000))
 def test_rollout_rows_sum_to_one(layers: int, heads: int, length: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

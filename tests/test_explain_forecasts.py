@@ -38,7 +38,7 @@ def made(examples: Examples | None = None, *, seed: int = 0) -> ForecastExamples
     )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(0, 40), st.integers(0, 40))
 def test_one_active_row_comes_from_each_third_by_size(seed: int, active: int, inactive: int) -> None:
     rng = np.random.default_rng(seed)

@@ -90,7 +90,7 @@ def test_one_statistic_a_point_is_asked_for() -> None:
         neighbour_test(random_vectors(), np.ones(39), seed=0)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(4, 12), st.integers(0, 1000))
 def test_bounds_hold_for_any_points(count: int, seed: int) -> None:
     vectors = random_vectors(count, 3, seed=seed)

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from quantformer_client import wire
@@ -89,7 +89,6 @@ def test_without_an_engine_it_is_down_and_nothing_old_is_told() -> None:
     assert samples(render(metrics(state="stopping"), gateway={}))["quantformer_up"] == 0
 
 
-@settings(deadline=None)
 @given(text=st.text(max_size=40))
 def test_any_text_of_the_engine_stays_inside_its_label(text: str) -> None:
     page = render(metrics(engine=text, counters={f"error_{text}": 1}), gateway={})
@@ -100,7 +99,6 @@ def test_any_text_of_the_engine_stays_inside_its_label(text: str) -> None:
     assert sum(line.startswith("quantformer_engine_info{") for line in page.split("\n")) == 1
 
 
-@settings(deadline=None)
 @given(took=st.lists(st.integers(0, 3_000_000_000), max_size=60))
 def test_buckets_are_cumulative_and_end_with_the_count(took: list[int]) -> None:
     timing = Timing()

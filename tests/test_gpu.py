@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from quantformer_service.gpu import THROTTLES, Gpu, throttles
@@ -75,7 +75,6 @@ def test_reasons_that_slow_the_gpu_are_told_in_words(reasons: int, words: tuple[
     assert throttles(reasons) == words
 
 
-@settings(deadline=None)
 @given(st.integers(0, (1 << 64) - 1))
 def test_bits_that_nobody_knows_are_passed_over(reasons: int) -> None:
     assert throttles(reasons) == throttles(reasons & sum(THROTTLES))

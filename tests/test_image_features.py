@@ -11,7 +11,7 @@ from quantformer.errors import RecordingError
 from quantformer_training.image_features import MOST_IMAGES, NAMES, image_features
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10_000),
     height=st.integers(4, 30),

@@ -102,7 +102,7 @@ def test_shape_loss_of_flat_traces_is_quiet() -> None:
     assert torch.isfinite(flat.grad).all()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 5), st.sampled_from([0.0, 0.3, 1.0]))
 def test_reconstruction_gradient_is_that_of_equation_2(seed: int, rows: int, patches: int, share: float) -> None:
     # Seen to fail: means over all patches in place of the masked; beta given to the inactive; a root of the error.
@@ -119,7 +119,7 @@ def test_reconstruction_gradient_is_that_of_equation_2(seed: int, rows: int, pat
     agrees(loss, lambda x: equation_2(x, target, masked, active, 2.0, 6.0), made)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 4), st.integers(2, 6))
 def test_code_gradient_is_that_of_equation_4(seed: int, rows: int, patches: int, codes: int) -> None:
     # Seen to fail: a sum over patches; label smoothing of 0.1.
@@ -133,7 +133,7 @@ def test_code_gradient_is_that_of_equation_4(seed: int, rows: int, patches: int,
     agrees(lambda x: code_loss(x, torch.from_numpy(target)), reference, logits)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 8))
 def test_activation_gradient_is_probability_less_label(seed: int, rows: int) -> None:
     # Seen to fail: labels swapped; the mean over active rows alone.
@@ -149,7 +149,7 @@ def test_activation_gradient_is_probability_less_label(seed: int, rows: int) -> 
     np.testing.assert_allclose(gradient.numpy(), (1 / (1 + np.exp(-logit)) - active) / rows, rtol=1e-9)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.sampled_from([1e-4, 1e-2]))
 def test_shape_gradient_is_that_of_the_correlation(seed: int, rows: int, epsilon: float) -> None:
     # Seen to fail: a product of norms without its root; r of all rows together.
@@ -166,7 +166,7 @@ def test_shape_gradient_is_that_of_the_correlation(seed: int, rows: int, epsilon
     agrees(lambda x: shape_loss(x, torch.from_numpy(response), epsilon=epsilon), reference, forecast)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 2**32 - 1))
 def test_the_quantisers_whole_gradient_is_the_sum_of_its_parts(seed: int) -> None:
     """Loss and a task that pulls on the output, in float64 numpy with every stop-gradient written as a constant.

@@ -33,7 +33,6 @@ def labelled(draw: st.DrawFn, *, both: bool = True) -> Rows:
     return score, active
 
 
-@settings(deadline=None)
 @given(labelled())
 def test_probability_scores_agree_with_scikit_learn(rows: Rows) -> None:
     score, active = rows
@@ -44,7 +43,6 @@ def test_probability_scores_agree_with_scikit_learn(rows: Rows) -> None:
     assert metrics.auprc(score, active) == pytest.approx(reference.average_precision_score(active, score))
 
 
-@settings(deadline=None)
 @given(labelled(), st.floats(0.05, 0.95))
 def test_decisions_agree_with_scikit_learn(rows: Rows, threshold: float) -> None:
     score, active = rows
@@ -59,7 +57,6 @@ def test_decisions_agree_with_scikit_learn(rows: Rows, threshold: float) -> None
         assert math.isnan(found.precision)
 
 
-@settings(deadline=None)
 @given(labelled(both=False))
 def test_nothing_warns_and_undefined_is_nan(rows: Rows) -> None:
     score, active = rows
@@ -116,7 +113,7 @@ def test_neuron_by_stimulus_groups() -> None:
     assert found.auroc_within_neuron_stimulus_groups == expected.groups == 4
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.floats(-2, 2), st.floats(-1.5, 2.5))
 def test_calibration_is_the_maximum_likelihood(seed: int, intercept: float, slope: float) -> None:
     rng = np.random.default_rng(seed)
@@ -151,7 +148,6 @@ def test_calibration_survives_extreme_probabilities() -> None:
     assert 0 < found.slope < 0.5
 
 
-@settings(deadline=None)
 @given(labelled(both=False), st.integers(1, 12))
 def test_reliability_keeps_every_row(rows: Rows, bins: int) -> None:
     score, active = rows
@@ -188,7 +184,6 @@ def test_precision_at_false_triggers() -> None:
         metrics.precision_at_false_triggers(score, active, false_per_minute=1.0, minutes=0.0)
 
 
-@settings(deadline=None)
 @given(labelled(both=False), st.floats(0, 5), st.floats(0.1, 10))
 def test_false_triggers_keep_to_the_budget(rows: Rows, budget: float, minutes: float) -> None:
     score, active = rows
@@ -233,7 +228,6 @@ def test_bad_rows_are_refused() -> None:
 TRACES = hnp.arrays(np.float64, st.tuples(st.integers(1, 6), st.just(16)), elements=st.floats(-5, 5, width=32))
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_trace_scores_agree_with_scipy_and_plain_formulas(data: st.DataObject) -> None:
     actual = data.draw(TRACES)

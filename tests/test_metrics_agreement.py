@@ -53,7 +53,7 @@ def within(score: Floats, active: Flags, group: Labels, *, of: Any) -> list[floa
     return found
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(grouped())
 def test_scores_within_groups_are_loops_over_scikit_learn(rows: Grouped) -> None:
     # Seen to fail: groups weighted by their rows; groups with one active row let in; ties counted as won.
@@ -73,7 +73,7 @@ def test_scores_within_groups_are_loops_over_scikit_learn(rows: Grouped) -> None
     assert found.log_loss_within_neuron == pytest.approx(np.mean(losses) if losses else np.nan, nan_ok=True)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(grouped())
 def test_skill_over_the_base_rate_is_scikit_learns_d2(rows: Grouped) -> None:
     # Seen to fail: reference / loss in place of loss / reference.
@@ -84,7 +84,7 @@ def test_skill_over_the_base_rate_is_scikit_learns_d2(rows: Grouped) -> None:
     assert found.brier_skill == pytest.approx(sk.d2_brier_score(active, score))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(grouped())
 def test_probability_scores_agree_with_torchmetrics(rows: Grouped) -> None:
     # Seen to fail: a threshold that is not reached by equality; average precision by trapezes.
@@ -104,7 +104,7 @@ def test_probability_scores_agree_with_torchmetrics(rows: Grouped) -> None:
     assert found.balanced_accuracy == pytest.approx((found.recall + specificity) / 2, abs=1e-6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(grouped())
 def test_calibration_solves_the_score_equations(rows: Grouped) -> None:
     # The maximum of a logistic likelihood is where residuals are orthogonal to the constant and to the logit: no solver's
@@ -120,7 +120,7 @@ def test_calibration_solves_the_score_equations(rows: Grouped) -> None:
     assert (residual * logit).sum() == pytest.approx(0.0, abs=1e-5 * len(score))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 8), st.integers(2, 20))
 def test_reliability_of_even_bins_is_scikit_learns(seed: int, bins: int, each: int) -> None:
     # Without ties, and with rows that divide evenly, "about equally many rows" leaves no choice. Seen to fail: edges at
@@ -136,7 +136,7 @@ def test_reliability_of_even_bins_is_scikit_learns(seed: int, bins: int, each: i
     assert found.error == pytest.approx(np.abs(observed - predicted).mean())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(grouped())
 def test_reliability_error_is_the_loop_over_its_bins(rows: Grouped) -> None:
     # Seen to fail: an error that does not weigh bins by their rows.
@@ -151,7 +151,7 @@ def test_reliability_error_is_the_loop_over_its_bins(rows: Grouped) -> None:
     assert found.error == pytest.approx(total / len(score))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(grouped(), st.floats(0, 5), st.floats(0.2, 5))
 def test_false_triggers_are_the_best_of_all_thresholds(rows: Grouped, budget: float, minutes: float) -> None:
     # Seen to fail: the strictest threshold in place of the lowest; false triggers not divided by the minutes.
@@ -181,7 +181,7 @@ def paired(draw: st.DrawFn, *, frames: int) -> tuple[Floats, Floats, Labels]:
 Paired = tuple[Floats, Floats, Labels]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(paired(frames=16))
 def test_trace_scores_agree_with_torchmetrics(rows: Paired) -> None:
     # Seen to fail: SMAPE with a factor 2; r of the whole array in place of the rows.
@@ -202,7 +202,7 @@ def test_trace_scores_agree_with_torchmetrics(rows: Paired) -> None:
     assert metrics.pearson_rows(predicted, actual)[varies] == pytest.approx(theirs, abs=1e-4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sampled_from([3, 5, 7]), st.data())
 def test_ssim_of_one_window_is_torchmetrics(side: int, data: st.DataObject) -> None:
     # A trace of side**2 frames as an image: the uniform window around its centre covers it whole, and SSIM knows no order
@@ -219,7 +219,7 @@ def test_ssim_of_one_window_is_torchmetrics(side: int, data: st.DataObject) -> N
     assert metrics.ssim(made, truth) == pytest.approx(image[:, 0, side // 2, side // 2].numpy(), abs=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(paired(frames=8))
 def test_area_r_is_a_loop_over_scipy(rows: Paired) -> None:
     # Seen to fail: areas as sums of absolute values; neurons with two trials let in.
@@ -236,7 +236,7 @@ def test_area_r_is_a_loop_over_scipy(rows: Paired) -> None:
     assert found.mean == pytest.approx(np.mean(expected) if expected else np.nan, nan_ok=True, abs=1e-7)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(paired(frames=12))
 def test_gradient_normalised_scores_are_the_definition(rows: Paired) -> None:
     # Seen to fail: both traces divided by the truth's gradient; degenerate rows scored as zeros.
@@ -265,7 +265,7 @@ def test_chance_of_absolute_r_is_the_mean_over_all_pairings() -> None:
     assert drawn == pytest.approx(np.mean(pairs), abs=0.02)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(grouped(), st.data())
 def test_resampled_scores_are_scikit_learns_with_sample_weights(rows: Grouped, data: st.DataObject) -> None:
     # How often a row was drawn is its sample weight. Seen to fail: counts ignored; ties cut, in AUROC and in precision;

@@ -88,7 +88,7 @@ def test_damage_is_never_anything_but_a_recording_error(noise: bytes, at: int) -
             read(damaged)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(noise=st.binary(min_size=1, max_size=20), at=st.floats(0, 1), cut=st.booleans())
 def test_a_damaged_archive_is_never_anything_but_a_recording_error(
     tmp_path: Path, noise: bytes, at: float, cut: bool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from quantformer_client import wire
@@ -83,7 +83,6 @@ def test_what_an_onset_question_waits_for_others_is_expected_again_what_it_waits
     assert pace.expected_ns(100) == 24 * MS + MARGIN_NS
 
 
-@settings(deadline=None)
 @given(
     noted=st.lists(st.tuples(st.integers(0, 10**9), st.integers(1, 65_536)), max_size=50), rows=st.integers(1, 65_536)
 )

@@ -44,7 +44,7 @@ def graphs(draw: st.DrawFn) -> tuple[bytes, list[str]]:
     return model.SerializeToString(), wanted
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(graphs())
 def test_the_part_holds_what_its_outputs_need_and_answers_as_the_whole(asked: tuple[bytes, list[str]]) -> None:
     whole, wanted = asked
@@ -92,14 +92,14 @@ def test_an_output_that_is_not_there_is_named(bundle: Bundle) -> None:
         part_of(bundle.graph, ["colour"])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(noise=st.binary(max_size=200))
 def test_bytes_that_are_no_model_are_refused(noise: bytes) -> None:
     with pytest.raises(ValueError, match="model"):
         part_of(noise, ["logit"])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(share=st.floats(0, 1, exclude_max=True))
 def test_a_model_that_is_cut_short_is_refused(bundle: Bundle, share: float) -> None:
     with pytest.raises(ValueError, match="model"):

@@ -79,7 +79,7 @@ def same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and (one == other or one != one)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80)
 @given(item=PLAIN, protocol=st.integers(2, 5))
 def test_plain_values_and_arrays_come_back_as_they_were(tmp_path: Path, item: Any, protocol: int) -> None:
     found = read_pickled(write(tmp_path / "a.npy", boxed(item, protocol=protocol)))
@@ -306,7 +306,7 @@ def test_deep_nesting_does_not_bring_the_process_down(tmp_path: Path, nest: byte
         read_pickled(write(tmp_path / "ops.npy", program(b")" + b"\x85" * 200_000 + b"}" + nest)))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80)
 @given(noise=st.binary(max_size=40), at=st.floats(0, 1))
 def test_damage_is_never_anything_but_a_recording_error(tmp_path: Path, noise: bytes, at: float) -> None:
     data = boxed({"fs": 29.8, "x": np.arange(5), "names": ["a", "b"], "s": np.float32(2)})

@@ -70,7 +70,7 @@ def test_components_are_those_of_training_activity() -> None:
             assert found[row, number :: len(WINDOWS)] == pytest.approx(expected, abs=1e-3)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(45, FRAMES), st.integers(0, 10), st.integers(0, NEURONS - 1), st.sampled_from([30.0, 20.0, 15.0]))
 def test_nothing_at_or_after_the_withheld_frames_is_read(frame: int, lead: int, neuron: int, rate_hz: float) -> None:
     # Fails where a window ends one frame late: the frame before the cut does change the answer.

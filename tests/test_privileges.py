@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import zmq
 from engine_process import Client, EngineProcess, running
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny_bundle import NEURONS
 
@@ -22,7 +22,6 @@ LATENCY = Path("/dev/cpu_dma_latency")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has these")
 
 
-@settings(deadline=None)
 @given(numbers=st.lists(st.integers(0, 300), unique=True, max_size=8))
 def test_a_list_of_cpus_is_read_in_its_order(numbers: list[int]) -> None:
     assert cpus(",".join(map(str, numbers))) == numbers

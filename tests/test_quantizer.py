@@ -111,7 +111,7 @@ def test_a_frozen_codebook_follows_nothing() -> None:
     assert frozen.digest() != digest
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10_000), spread=st.floats(0.01, 100.0))
 def test_nearest_codes_are_the_brute_force_ones_but_for_near_ties(seed: int, spread: float) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -180,7 +180,7 @@ def test_without_h5py_only_the_files_that_need_it_are_refused(tmp_path: Path, mo
     assert open_recording(tmp_path / "r.npz").neurons == 2
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
 @given(
     start=st.sampled_from([b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00", b"\x93NUMPY", b"\x89HDF\r\n\x1a\n"]),
     noise=st.binary(max_size=200),

@@ -49,7 +49,7 @@ def answer(rois: int, stimuli: int, steps: int, baseline: int, *, seed: int = 0)
     )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(rois=st.integers(1, 9), stimuli=st.integers(1, 3), steps=st.integers(0, 5), baseline=st.integers(0, 5))
 def test_everything_but_the_forecast_comes_back(rois: int, stimuli: int, steps: int, baseline: int) -> None:
     whole = answer(rois, stimuli, steps, baseline)
@@ -71,7 +71,7 @@ def test_everything_but_the_forecast_comes_back(rois: int, stimuli: int, steps: 
     assert found.checksum == zlib.crc32(b"".join(forecast))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     place=st.floats(0, 1, exclude_max=True),
     flip=st.integers(1, 255),

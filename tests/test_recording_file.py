@@ -71,7 +71,6 @@ def whole(path: Path) -> list[Record]:
         return list(reader.records())
 
 
-@settings(deadline=None)
 @given(payloads=PAYLOADS, base=st.integers(0, 2**60), session=U64, number=U64, stamp=st.integers(-(2**63), 2**63 - 1))
 def test_what_is_written_is_read(payloads: list[bytes], base: int, session: int, number: int, stamp: int) -> None:
     records = records_of(payloads, base=base)
@@ -97,7 +96,7 @@ def test_what_is_written_is_read(payloads: list[bytes], base: int, session: int,
         assert not told.damages
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(payloads=PAYLOADS, share=st.floats(0, 1, exclude_max=True))
 @example(payloads=[b"x"], share=0.0)
 def test_any_truncation_leaves_the_records_before_it(payloads: list[bytes], share: float) -> None:
@@ -116,7 +115,7 @@ def test_any_truncation_leaves_the_records_before_it(payloads: list[bytes], shar
         assert told.torn_bytes == size - before_tail
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(payloads=PAYLOADS, place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255), closed=st.booleans())
 def test_any_changed_byte_is_found(payloads: list[bytes], place: float, flip: int, closed: bool) -> None:
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
@@ -133,7 +132,7 @@ def test_any_changed_byte_is_found(payloads: list[bytes], place: float, flip: in
             whole(path)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(payloads=st.lists(st.binary(max_size=50), min_size=3, max_size=8), which=st.integers(0, 7), swap=st.booleans())
 def test_a_record_that_is_missing_or_out_of_order_is_found(payloads: list[bytes], which: int, swap: bool) -> None:
     records = records_of(payloads)
@@ -146,7 +145,7 @@ def test_a_record_that_is_missing_or_out_of_order_is_found(payloads: list[bytes]
         assert survey(written(Path(folder), records)).damages
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(tail=st.binary(max_size=400))
 @example(tail=MARK * 100)
 def test_any_bytes_are_read_or_refused_and_nothing_else(tail: bytes) -> None:

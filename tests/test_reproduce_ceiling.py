@@ -65,7 +65,7 @@ def test_the_start_has_a_share_of_zero_and_the_ceiling_of_one() -> None:
         assert (one.share, one.low, one.high) == pytest.approx((share, share, share), abs=0.02), name
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(mean=st.floats(0.5, 3.0), seed=st.integers(1, 1000))
 def test_an_interval_contains_its_share_and_the_lead_is_a_difference(mean: float, seed: int) -> None:
     found = shares(one=rows(seed, mean=mean), other=rows(seed + 1, mean=1.5))

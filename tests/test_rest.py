@@ -431,7 +431,7 @@ def test_a_client_that_vanishes_in_the_middle_of_a_body(service: RunningService,
     assert rest.frames(session, frames(1))["accepted"] == 1
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     body=st.binary(max_size=300), binary=st.booleans(), path=st.sampled_from(["", "/1/frames", "/1/onsets", "/1/rules"])
 )

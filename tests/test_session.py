@@ -327,7 +327,7 @@ def test_a_standing_question_is_asked_for_the_newest_frame_only(bundle: Bundle) 
     assert session.counters["standing_dropped"] == 4
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     steps=st.lists(
         st.sampled_from(["frame", "frame", "frame", "gap", "late", "ask", "stand", "clear", "stop", "start", "abort"]),

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from quantformer.errors import UsageError
@@ -73,7 +73,6 @@ def test_unknown_environment_names_the_nearest_variable() -> None:
         resolve(environment={"QUANTFORMER_TCPPORT": "1"}, folder=None)
 
 
-@settings(deadline=None)
 @given(text=st.one_of(st.integers(-70000, 70000).map(str), st.text(max_size=20)))
 def test_any_text_for_a_port_is_read_or_refused(text: str) -> None:
     try:
@@ -94,7 +93,6 @@ def test_a_secret_is_not_repeated_in_an_error(tmp_path: Path) -> None:
     assert "123456" not in str(caught.value)
 
 
-@settings(deadline=None)
 @given(
     token=st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20),
     port=st.integers(1, 65535),

@@ -121,7 +121,7 @@ def test_f0_leaves_out_frames_that_were_not_observed() -> None:
     assert np.isnan(baseline_f0(window, recipe=SHORT, observed=observed)).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32 - 1),
     neurons=st.integers(1, 40),
@@ -229,7 +229,6 @@ def test_slow_rates_need_an_explicit_choice() -> None:
             needs_interpolation(rate, accept_slow=True)
 
 
-@settings(deadline=None)
 @given(rate=st.floats(15, 120), jitter=st.floats(0, 0.4), seed=st.integers(0, 10_000), offset=st.floats(0, 1))
 def test_the_grid_never_reads_the_onset_or_anything_after_it(
     rate: float, jitter: float, seed: int, offset: float
@@ -250,7 +249,6 @@ def test_the_grid_never_reads_the_onset_or_anything_after_it(
     )
 
 
-@settings(deadline=None)
 @given(rate=st.floats(15, 120), jitter=st.floats(0, 0.4), seed=st.integers(0, 10_000), slope=st.floats(-50, 50))
 def test_the_grid_is_exact_on_straight_lines_and_then_holds(
     rate: float, jitter: float, seed: int, slope: float

@@ -35,7 +35,7 @@ def assert_parts_are_disjoint_and_in_order(split: Split, recording: Recording) -
             assert max(frames[before]) < min(frames[after])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     trials=st.integers(5, 30),
     train=st.integers(4, 29),
@@ -56,7 +56,7 @@ def test_by_time_no_frame_serves_two_parts(
     assert_parts_are_disjoint_and_in_order(split, recording)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(each=st.integers(1, 12), period_s=st.floats(0.25, 6.0), pause_s=st.floats(0.0, 10.0))
 def test_by_sub_session_no_frame_serves_two_parts(each: int, period_s: float, pause_s: float) -> None:
     recording = small_recording(neurons=1, trials=3 * each, period_s=period_s, pause_s=pause_s, sub_sessions=3)

@@ -101,7 +101,7 @@ def test_a_file_that_is_missing_or_too_large(tmp_path: Path) -> None:
         read_stimulus_csv(large, timestamps_s=CLOCK)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(noise=st.text(max_size=60), line=st.integers(0, 3))
 def test_noise_is_never_anything_but_a_recording_error(tmp_path: Path, noise: str, line: int) -> None:
     lines = GOOD.splitlines()

@@ -71,7 +71,7 @@ def test_the_onset_frame_follows_the_stamps_not_the_rate() -> None:
     assert abs(moments.frame[-1] - onset[-1] * 30.0) > 500
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data(), rate_hz=st.sampled_from([20.0, 24.7, 30.0, 45.0, 60.0]), jitter_s=st.sampled_from([0.0, 0.01]))
 def test_a_baseline_never_reads_the_onset_frame_or_later(data: st.DataObject, rate_hz: float, jitter_s: float) -> None:
     recording = small_recording(neurons=2, trials=6, rate_hz=rate_hz, jitter_s=jitter_s)
@@ -95,7 +95,7 @@ def test_a_baseline_never_reads_the_onset_frame_or_later(data: st.DataObject, ra
     assert valid.all(), "nothing was compared"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data(), rate_hz=st.sampled_from([20.0, 28.0, 30.0, 45.0, 60.0]), jitter_s=st.sampled_from([0.0, 0.015]))
 def test_a_trial_reads_no_frame_outside_its_part(data: st.DataObject, rate_hz: float, jitter_s: float) -> None:
     recording = small_recording(neurons=1, trials=8, rate_hz=rate_hz, jitter_s=jitter_s)

@@ -138,7 +138,7 @@ def test_noise_is_pulled_harder_than_signal() -> None:
     assert strengths[1][1] == STRENGTHS[-1]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(block=st.integers(0, 39), value=st.sampled_from([1e6, -1e6, np.pi]), strength=st.sampled_from(STRENGTHS))
 def test_out_of_fold_never_sees_its_own_presentation(block: int, value: float, strength: float) -> None:
     p = problem()
@@ -235,7 +235,7 @@ def test_pseudo_onsets_share_the_fold_of_their_presentation() -> None:
     assert before[row].tobytes() == after[row].tobytes()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 999), patterns=st.integers(1, 4), strength=st.sampled_from(STRENGTHS))
 def test_neurons_that_share_a_gram_matrix_get_what_each_would_get_alone(
     seed: int, patterns: int, strength: float

@@ -47,7 +47,7 @@ def simulated(frames: int, neurons: int, *, seed: int) -> tuple[NDArray[np.float
     return trace, np.cumsum(rng.uniform(0.9, 1.1, frames)) / RATE
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     data=st.data(),
     seed=st.integers(0, 2**32 - 1),
@@ -82,7 +82,7 @@ def test_streamed_windows_equal_the_offline_ones_bit_for_bit(
             np.testing.assert_array_equal(got, want)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32 - 1), swaps=st.integers(1, 5))
 def test_frames_out_of_order_end_as_if_in_order(seed: int, swaps: int) -> None:
     rng = np.random.default_rng(seed)
@@ -199,7 +199,6 @@ def test_a_reset_forgets_frames_numbers_and_marks() -> None:
 
 
 @given(onset=st.floats(0.5, 3.9), seed=st.integers(0, 1000), jitter=st.sampled_from([0.0, 1e-4, 5e-3]))
-@settings(deadline=None)
 def test_an_onset_is_answered_at_the_frame_that_the_offline_search_finds(
     onset: float, seed: int, jitter: float
 ) -> None:

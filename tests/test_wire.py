@@ -77,7 +77,6 @@ def patched(data: bytes, offset: int, value: bytes) -> bytes:
     return data[:offset] + value + data[offset + len(value) :]
 
 
-@settings(deadline=None)
 @given(
     session=U64,
     request=U64,
@@ -95,7 +94,6 @@ def test_frame_header_round_trip(session: int, request: int, epoch: int, number:
     assert (message.body.number, message.body.device_s, message.body.roi_hash) == (number, -1.5, roi_hash)
 
 
-@settings(deadline=None)
 @given(
     values=st.lists(st.floats(width=32), min_size=1, max_size=40),
     neuropil=st.booleans(),
@@ -125,7 +123,6 @@ def test_a_decoded_frame_is_a_read_only_view_of_the_bytes() -> None:
     assert not got.fluorescence.flags.writeable
 
 
-@settings(deadline=None)
 @given(
     rois=st.integers(1, 9),
     stimuli=st.integers(1, 4),
@@ -187,14 +184,12 @@ def test_a_message_with_bytes_changed_decodes_or_raises_a_wire_error(
     assert outcome(bytes(message)) in {None, *ErrorCode}
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_garbage_raises_a_wire_error(data: bytes) -> None:
     with pytest.raises(wire.WireError):
         wire.decode(data)
 
 
-@settings(deadline=None)
 @given(
     kind=st.sampled_from(list(wire.MessageType)), payload=st.binary(max_size=200), count=st.integers(0, 9), flags=U64
 )
@@ -324,7 +319,6 @@ def test_an_announced_length_is_never_allocated() -> None:
     assert peak < 1_000_000
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=6), st.integers(1, 97))
 def test_a_byte_stream_is_cut_into_the_same_messages(sizes: list[int], step: int) -> None:
     messages = [wire.encode(frame(rois=size, number=k)) for k, size in enumerate(sizes)]

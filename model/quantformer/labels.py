@@ -81,24 +81,9 @@ def score(
     return np.asarray((area - pseudo_mean) / pseudo_sd)
 
 
-def active(
-    rule: LabelRule,
-    *,
-    baseline: NDArray[np.float32],
-    response: NDArray[np.float32],
-    frames: int,
-    pseudo_mean: NDArray[np.float64] | float = 0.0,
-    pseudo_sd: NDArray[np.float64] | float = 1.0,
-) -> NDArray[np.bool_]:
-    """Which responses are active: as `score`, to bool ``(...)``."""
-    found = score(
-        rule, baseline=baseline, response=response, frames=frames, pseudo_mean=pseudo_mean, pseudo_sd=pseudo_sd
-    )
-    return np.asarray(found >= rule.bar)
-
-
 def graded(rule: LabelRule, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How active, between 0 and 1: a half at the bar, 0.73 a fifth of the usual bar above it (0.02 dF/F, or 0.4 of a z-score).
+    """How active each `score` is, between 0 and 1: a half at the bar, 0.73 a fifth of the usual bar above it (0.02 dF/F, or
+    0.4 of a z-score).
 
     A response just below the bar says more of a neuron than none at all, and noise alone may have kept it there.
     """

@@ -174,9 +174,7 @@ def finetune(
     )
     digest = forecaster.teacher.codebook.digest()
     tokens = (tokens_of(vocabulary, d=pretrained.config.d), tokens_of(vocabulary, d=pretrained.config.d))
-    rows = start_rows(real, pseudo, seed=config.activation.seed)
-    start_shortcuts(forecaster, rows)
-    trees = boosted(forecaster, rows, config=config, seed=config.activation.seed)
+    trees = begin(forecaster, real, pseudo, config=config, seed=config.activation.seed)
     machine = accelerator or Accelerator()
     # Only now: the regressions that training begins at are solved on the CPU.
     nn.ModuleList([forecaster, *tokens]).to(machine.device)
@@ -321,8 +319,12 @@ def stages(
     return [*found, ("", loop, partial(taught, partial(draw_epoch, real, pseudo, **told)))]
 
 
-def boosted(forecaster: Forecaster, rows: Examples, *, config: FinetuneConfig, seed: int) -> BoostedTrees | None:
-    """Trees beside the regression that the activation network begins at, where the configuration gives them a weight."""
+def begin(
+    forecaster: Forecaster, real: RowSource, pseudo: RowSource, *, config: FinetuneConfig, seed: int
+) -> BoostedTrees | None:
+    """Set the shortcuts to their regressions; trees on the same rows, where the configuration gives them a weight."""
+    rows = start_rows(real, pseudo, seed=seed)
+    start_shortcuts(forecaster, rows)
     if config.boosted_weight == 0.0:
         return None
     return BoostedTrees.fit(forecaster.activation.shortcut, rows, seed=seed)

@@ -25,7 +25,7 @@ from quantformer_training.finetune import (
     VALIDATION_LEADS,
     FinetuneConfig,
     Prediction,
-    boosted,
+    begin,
     epoch_batches,
     mean_loss,
     response_loss,
@@ -36,7 +36,6 @@ from quantformer_training.finetune import (
 from quantformer_training.loop import Report, in_batches, run_loop
 from quantformer_training.pretrain import Pretrained
 from quantformer_training.sources import RowSource
-from quantformer_training.warm_start import start_rows, start_shortcuts
 
 _ASKED_ROWS = 2048
 
@@ -110,9 +109,7 @@ def finetune_joint(
         signal_scale=pretrained.signal_scale,
         code_patch=pretrained.code_patch,
     )
-    rows = start_rows(real, pseudo, seed=config.forecast.seed)
-    start_shortcuts(forecaster, rows)
-    trees = boosted(forecaster, rows, config=config, seed=config.forecast.seed)
+    trees = begin(forecaster, real, pseudo, config=config, seed=config.forecast.seed)
     machine = accelerator or Accelerator()
     # Only now, as in `finetune`.
     model = JointModel(forecaster, tokens_of(vocabulary, d=pretrained.config.d)).to(machine.device)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantformer.activation_metrics import auroc, auroc_within
-from quantformer.labels import LabelRule, active, label_frames
+from quantformer.labels import LabelRule, label_frames, score
 from quantformer.recording import Recording
 from quantformer.signal import SignalRecipe, read_baseline
 from quantformer_training.baselines import BaseRate, Logistic, NeuronStimulusRate
@@ -48,7 +48,7 @@ def cut(recording: Recording, frames: NDArray[np.int64], *, condition: NDArray[n
     after = np.stack([trace[f : f + recipe.response_frames].T for f in frames])
     response = (after / f0[..., None] - 1.0).astype(np.float32)
     asked = label_frames("drifting_gratings")
-    marked = active(rule, baseline=baseline, response=response, frames=asked)
+    marked = score(rule, baseline=baseline, response=response, frames=asked) >= rule.bar
     count, neurons = f0.shape
     rows = Rows(
         baseline=baseline.reshape(count * neurons, -1),
@@ -164,10 +164,10 @@ def properties(of: Sample) -> dict[str, float]:
         "active fraction, pseudo-onsets": float(of.pseudo.mean()),
     }
     names = ("neuron rate", "neuron x stimulus rate", "logistic regression")
-    for name, score in zip(names, of.scores, strict=True):
-        found[f"pooled AUROC, {name}"] = auroc(score.ravel(), of.tested.ravel())
-    for name, score in list(zip(names, of.scores, strict=True))[1:]:
-        found[f"within-neuron AUROC, {name}"] = _within(score, of.tested)
+    for name, told in zip(names, of.scores, strict=True):
+        found[f"pooled AUROC, {name}"] = auroc(told.ravel(), of.tested.ravel())
+    for name, told in list(zip(names, of.scores, strict=True))[1:]:
+        found[f"within-neuron AUROC, {name}"] = _within(told, of.tested)
     leads = [_within(end, of.active) for end in of.end]
     for lead, value in zip(LEADS, leads, strict=True):
         found[f"within-neuron AUROC, last 5 frames / F0, lead {lead}"] = value

@@ -49,7 +49,7 @@ class Tuning:
 def quantities(trials: Trials, *, signal_scale: float) -> Floats:
     """What is regressed, ``(n, neurons, 9)``: the label as a grade, and binned dF/F over the signal scale.
 
-    A rate from grades is steadier than one from labels: most responses just miss the threshold or just reach it.
+    A rate from grades is steadier than one from labels: whether a response near the threshold reaches it is up to noise.
     """
     n, neurons, frames = trials.response.shape
     binned = (
