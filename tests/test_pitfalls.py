@@ -18,7 +18,7 @@ from report_rows import oracle, simulated_rows
 from small_model import CONFIG, sources_of, tiny_model
 from torch import Tensor
 
-from quantformer.labels import LabelRule, active
+from quantformer.labels import LabelRule, score
 from quantformer.metrics import absolute_r_chance, auroc, auroc_within, pearson_rows, score_activation
 from quantformer.quantizer import Quantizer
 from quantformer.signal import SignalRecipe, hold_missing, read_baseline
@@ -78,7 +78,7 @@ def noise_rows(sd: NDArray[np.float64], *, trials: int, rule: LabelRule, seed: i
     return Rows(
         baseline=baseline, f0=np.full(len(neuron), 100.0), neuron=neuron, stimulus=np.zeros(len(neuron), int),
         trial=np.repeat(np.arange(trials), len(sd)),
-        active=active(rule, baseline=baseline, response=response, frames=60), response=response,
+        active=score(rule, baseline=baseline, response=response, frames=60) >= rule.bar, response=response,
     )  # fmt: skip
 
 
