@@ -75,23 +75,38 @@ class Without:
     replaced: tuple[tuple[ModuleType, str, object], ...] = ()
 
 
+def _changed(data: RunData, change: Callable[[IndexedTrials], IndexedTrials]) -> RunData:
+    """All trials of the data, changed."""
+    members = [
+        replace(
+            member,
+            real={part: change(trials) for part, trials in member.real.items()},
+            pseudo=change(member.pseudo),
+            moments=change(member.moments),
+            control=change(member.control),
+        )
+        for member in data.members
+    ]
+    return replace(data, members=tuple(members))
+
+
+def without_f0_level(data: RunData) -> RunData:
+    """Of no neuron the usual fluorescence is known."""
+    return _changed(data, lambda trials: replace(trials, usual_f0=np.zeros_like(trials.usual_f0)))
+
+
+def without_population(data: RunData) -> RunData:
+    """The other neurons do what they usually do."""
+    return _changed(data, lambda trials: replace(trials, population=np.zeros_like(trials.population)))
+
+
 def without_features(data: RunData) -> RunData:
     """Of a stimulus its category and id are left."""
 
     def bare(trials: IndexedTrials) -> IndexedTrials:
         return replace(trials, moments=replace(trials.moments, features=({},) * len(trials.moments)))
 
-    members = [
-        replace(
-            member,
-            real={part: bare(trials) for part, trials in member.real.items()},
-            pseudo=bare(member.pseudo),
-            moments=bare(member.moments),
-            control=bare(member.control),
-        )
-        for member in data.members
-    ]
-    return replace(data, members=tuple(members))
+    return _changed(data, bare)
 
 
 def without_ids(data: RunData) -> RunData:
@@ -115,7 +130,8 @@ def no_start(*arguments: object) -> None:
 #: What is trained anew without it.
 TAKEN_AWAY: Mapping[str, Without] = MappingProxyType(
     {
-        "level": Without(blank=("level",)),
+        "level of F0": Without(data=without_f0_level),
+        "level of the population": Without(data=without_population),
         "tuning": Without(blank=("tuning", "population_tuning")),
         "stimulus features": Without(data=without_features),
         "stimulus ids": Without(data=without_ids),

@@ -19,6 +19,7 @@ import pytest
 from running_service import PATIENCE_S, ROIS, RunningService, clean_environment, command, until
 
 from quantformer.bundle import load_bundle
+from quantformer.config import LEVEL_QUANTITIES
 from quantformer_cli.benchmark.bare import Bare, graph_run
 from quantformer_cli.benchmark.compare import differences, ratios
 from quantformer_cli.benchmark.growth import grown, isolation
@@ -113,7 +114,7 @@ def test_bare_inference_computes_what_was_asked_for(forecast: bool, outputs: int
         forecast=forecast, rate_hz=30.0, jitter=0.0, frames=1, seed=0, out="",
     )  # fmt: skip
     inputs: dict[str, Any] = {
-        "baseline": np.zeros((1, 96), np.float32), "level": np.zeros((1, 2), np.float32),
+        "baseline": np.zeros((1, 96), np.float32), "level": np.zeros((1, LEVEL_QUANTITIES), np.float32),
         "neuron": bundle.neurons(["n000"], unknown="refuse").vectors, "stimulus": bundle.stimulus("dir=000")[None],
         "row_neuron": np.zeros(1, np.int64), "row_stimulus": np.zeros(1, np.int64),
     }  # fmt: skip

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantformer.bundle import Bundle, load_bundle
+from quantformer.config import LEVEL_QUANTITIES
 from quantformer_service.buffers import (
     LEAST_ROWS_A_LANE,
     MOST_BUCKETS,
@@ -44,7 +45,7 @@ def question(bundle: Bundle, *, neurons: int, stimuli: int, rows: int, seed: int
     rng, shape = np.random.default_rng(seed), Shape.of(bundle)
     return {
         "baseline": rng.normal(0, 0.3, (neurons, shape.baseline_frames)).astype(np.float32),
-        "level": rng.normal(0, 0.3, (neurons, 2)).astype(np.float32),
+        "level": rng.normal(0, 0.3, (neurons, LEVEL_QUANTITIES)).astype(np.float32),
         "neuron": rng.normal(0, 0.5, (neurons, 2, shape.neuron_width)).astype(np.float32),
         "stimulus": rng.normal(0, 0.5, (stimuli, 2, shape.stimulus_width)).astype(np.float32),
         "row_neuron": rng.integers(0, neurons, rows),

@@ -20,7 +20,17 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 from tiny_bundle import GRATING, NEURONS
 
-from quantformer.bundle import GRAPH, LARGEST_FILE, MANIFEST, VECTORS, Bundle, Vectors, load_bundle, write_bundle
+from quantformer.bundle import (
+    GRAPH,
+    LARGEST_FILE,
+    MANIFEST,
+    VECTORS,
+    Bundle,
+    NeuronRows,
+    Vectors,
+    load_bundle,
+    write_bundle,
+)
 from quantformer.errors import BundleError, DataError
 from quantformer.manifest import SCHEMA, parse_manifest, render_manifest
 
@@ -425,6 +435,11 @@ def test_unknown_neurons_are_marked_and_get_the_unknown_vector_and_the_mean_tuni
     assert found.f0_minimum[0] == found.usual_f0[0] == 0.0
     assert np.isnan(found.f0_range[0]).all()
     assert (found.f0_minimum[1], found.usual_f0[1]) == (1.0, bundle.vectors.usual_f0[-1])
+    told, vectors = found.population, bundle.vectors
+    assert not told.loading[0].any(), "a stranger takes no part in the population's level"
+    assert told.noise[0] == told.usual_f0[0] == told.usual_activity[0] == 0.0
+    np.testing.assert_array_equal(told.loading[1], vectors.loading[-1])
+    assert (told.noise[1], told.usual_activity[1]) == (vectors.noise[-1], vectors.usual_activity[-1])
     # Row -1 is the last neuron's in numpy: the unknown must not be it.
     assert not np.array_equal(found.vectors[0], found.vectors[1])
 
@@ -463,6 +478,13 @@ def test_probabilities_and_intervals_by_hand(bundle: Bundle, copy: Path) -> None
     assert (high == 2.25).all()
 
 
+def assert_same_neurons(one: NeuronRows, other: NeuronRows) -> None:
+    for ours, theirs in ((one, other), (one.population, other.population)):
+        for name, value in vars(ours).items():
+            if isinstance(value, np.ndarray):
+                np.testing.assert_array_equal(value, getattr(theirs, name), err_msg=name)
+
+
 def new_neurons(bundle: Bundle, n: int = 2) -> Vectors:
     rng = np.random.default_rng(0)
     return vectors_of(
@@ -471,6 +493,9 @@ def new_neurons(bundle: Bundle, n: int = 2) -> Vectors:
         tuning=rng.normal(size=(n, *bundle.vectors.tuning.shape[1:])).astype(np.float32),
         f0_minimum=np.array([3.0] * n),
         usual_f0=np.array([30.0] * n),
+        noise=np.array([2.0] * n),
+        usual_activity=np.array([0.25] * n),
+        loading=np.tile([0.5, -0.5], (n, 1)),
         f0_range=np.tile([4.0, 5.0], (n, 1)),
         noise_range=np.tile([0.1, 0.2], (n, 1)),
         unknown=np.zeros((2, 16), np.float32),
@@ -485,14 +510,15 @@ def test_extending_leaves_the_network_and_every_old_vector_as_they_were(bundle: 
     assert longer.manifest.provenance["extended_from"] == bundle.hash
     assert longer.hash != bundle.hash
     old, new = bundle.neurons(NEURONS, unknown="refuse"), longer.neurons(NEURONS, unknown="refuse")
-    for name, value in vars(old).items():
-        np.testing.assert_array_equal(value, getattr(new, name), err_msg=name)
+    assert_same_neurons(old, new)
     for name in bundle.manifest.stimuli:
         np.testing.assert_array_equal(bundle.stimulus(name), longer.stimulus(name))
     np.testing.assert_array_equal(longer.vectors.unknown, bundle.vectors.unknown)
     found = longer.neurons(["new 1"], unknown="refuse")
     np.testing.assert_array_equal(found.vectors[0, :, :16], added.neuron[1])
     assert (found.f0_minimum[0], found.usual_f0[0], *found.f0_range[0]) == (3.0, 30.0, 4.0, 5.0)
+    told = found.population
+    assert (told.usual_f0[0], told.noise[0], told.usual_activity[0], *told.loading[0]) == (30.0, 2.0, 0.25, 0.5, -0.5)
 
 
 @pytest.mark.parametrize("ids", [[NEURONS[3], "new"], ["new", "new"]])

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from tiny_bundle import NEURONS
 
 from quantformer.bundle import load_bundle
+from quantformer.population_level import joined_level
 from quantformer.signal import f0_level, hold_missing, onset_frames, read_baseline
 from quantformer_client import wire
 from quantformer_client.wire import ErrorCode
@@ -153,7 +154,9 @@ def test_the_windows_of_a_stream_are_the_offline_ones_bit_for_bit(
             ["logit", "response", "spread"],
             {
                 "baseline": offline.dff,
-                "level": f0_level(offline.f0, neurons.usual_f0),
+                "level": joined_level(
+                    f0_level(offline.f0, neurons.usual_f0), neurons.population.of(window, observed=seen)
+                ),
                 "neuron": neurons.vectors,
                 "stimulus": bundle.stimulus("dir=045")[None],
                 "row_neuron": np.arange(12),

@@ -55,7 +55,7 @@ def test_a_row_does_not_depend_on_the_others(graph: bytes) -> None:
 def test_the_graph_asks_for_what_is_documented(graph: bytes) -> None:
     found = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"]).get_inputs()
     assert tuple(one.name for one in found) == INPUTS
-    assert {one.name: (one.type, one.shape[1:]) for one in found}["level"] == ("tensor(float)", [2])
+    assert {one.name: (one.type, one.shape[1:]) for one in found}["level"] == ("tensor(float)", [4])
 
 
 def test_parity_refuses_another_network(graph: bytes) -> None:

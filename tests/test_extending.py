@@ -51,6 +51,9 @@ def test_an_extended_bundle_keeps_the_network_and_learns_the_new_tuning(tiny_bun
     recording = _recording()
     np.testing.assert_array_equal(rows.usual_f0, np.median(recording.fluorescence, axis=0).astype(np.float64))
     np.testing.assert_array_equal(new.vectors.usual_f0[:-2], old.vectors.usual_f0)
+    assert not rows.population.loading.any(), "the network knows the level of its own population alone"
+    assert (rows.population.noise > 0).all()
+    np.testing.assert_array_equal(new.vectors.loading[:-2], old.vectors.loading)
     assert new.manifest.provenance["extended_from"] == old.hash
     d = new.manifest.d
     features = {angle: new.stimulus(f"dir={angle:03d}")[0, d:] for angle in (0, 90)}

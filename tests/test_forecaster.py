@@ -12,7 +12,14 @@ from small_model import CONFIG, SCALE, sources_of, tiny_forecaster, tiny_model, 
 from torch import Tensor, nn
 
 from quantformer.bundle import Vectors
-from quantformer.config import KNOWN_QUANTITIES, LEVEL_QUANTITIES, TUNING_BINS, TUNING_QUANTITIES, ModelConfig
+from quantformer.config import (
+    F0_LEVELS,
+    KNOWN_QUANTITIES,
+    LEVEL_QUANTITIES,
+    TUNING_BINS,
+    TUNING_QUANTITIES,
+    ModelConfig,
+)
 from quantformer.forecaster import (
     ACTIVATION,
     CLIP,
@@ -25,6 +32,7 @@ from quantformer.forecaster import (
     Shortcut,
     known_beforehand,
 )
+from quantformer.population_level import joined_level
 from quantformer.signal import f0_level
 from quantformer.tokens import UNKNOWN, TaskTokens
 
@@ -280,7 +288,7 @@ def test_the_engines_vectors_give_what_training_gives() -> None:
         tuning=sources.tuning.neuron.astype(np.float32),
         population_tuning=sources.tuning.population.astype(np.float32),
         f0_minimum=np.zeros(n),
-        usual_f0=sources.reader.usual_f0,
+        **vars(sources.reader.population),
         f0_range=np.zeros((n, 2)),
         noise_range=np.zeros((n, 2)),
     )
@@ -293,7 +301,7 @@ def test_the_engines_vectors_give_what_training_gives() -> None:
                 **vars(rows),
                 "neuron": torch.full_like(known, UNKNOWN),
                 "tuning": rows.population_tuning,
-                "level": torch.zeros_like(rows.level),
+                "level": torch.cat([torch.zeros(len(rows), F0_LEVELS), rows.level[:, F0_LEVELS:]], dim=1),
             }
         )
         expected = model.predict(asked)
@@ -314,7 +322,7 @@ def test_the_engines_vectors_give_what_training_gives() -> None:
         usual = np.zeros(len(rows)) if strange else vectors.usual_f0[known.numpy()]
         logit, response, spread = ServingGraph(model.forecaster)(
             baseline,
-            torch.from_numpy(f0_level(f0, usual)),
+            torch.from_numpy(joined_level(f0_level(f0, usual), sources.test.trials.population[rows.moment.numpy()])),
             torch.from_numpy(vectors.of_neurons(at)[known.numpy()]),
             torch.from_numpy(stimuli),
             torch.arange(len(rows)),

@@ -14,6 +14,7 @@ import torch
 from indexed_recordings import SCALE, indexed, make_recording, same, sources
 from small_recording import small_recording
 
+from quantformer.config import F0_LEVELS
 from quantformer.errors import DataError, RecordingError
 from quantformer.labels import LabelRule
 from quantformer.signal import SignalRecipe
@@ -48,7 +49,8 @@ def test_an_unknown_neuron_has_no_level(both: tuple[ExampleSource, IndexedPart])
     at = rows.neuron == UNKNOWN
     assert at.any()
     assert plain.level.any(1).all()
-    assert not rows.level[at].any()
+    assert not rows.level[at, :F0_LEVELS].any()
+    assert torch.equal(rows.level[at, F0_LEVELS:], plain.level[at, F0_LEVELS:])
     assert torch.equal(rows.level[~at], plain.level[~at])
 
 
@@ -82,9 +84,13 @@ def test_drawn_rows_are_seeded_and_hide_frames(both: tuple[ExampleSource, Indexe
     assert (one.baseline != one.trace[:, :96]).any(1).float().mean() > 0.8
 
 
-def test_whole_trials_hold_every_neuron_and_say_which_are_valid(both: tuple[ExampleSource, IndexedPart]) -> None:
+@pytest.mark.parametrize("lead", [0, 10])
+def test_whole_trials_hold_every_neuron_and_say_which_are_valid(
+    both: tuple[ExampleSource, IndexedPart], lead: int
+) -> None:
+    """Of several trials at a time the last frames are withheld from every one."""
     source = indexed(both[1])
-    found = list(source.trial_batches(lead=0, size=6))
+    found = list(source.trial_batches(lead=lead, size=6))
     rows, valid = Examples.joined([one for one, _ in found]), torch.cat([mask for _, mask in found])
     moments = len(both[1].trials.moments)
     assert torch.equal(rows.neuron.reshape(moments, 3), torch.arange(3).expand(moments, 3))
@@ -92,7 +98,7 @@ def test_whole_trials_hold_every_neuron_and_say_which_are_valid(both: tuple[Exam
     assert not rows.baseline[~valid].any()
     assert not rows.response[~valid].any()
     assert not rows.level[~valid].any()
-    same(rows.select(valid.nonzero().flatten()), source.at_lead(0))
+    same(rows.select(valid.nonzero().flatten()), source.at_lead(lead))
     drawn, usable = source.draw_trials(12, np.random.default_rng(0))
     assert len(drawn) == 12
     assert usable.any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from pathlib import Path
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 
 from quantformer.bundle import Bundle, load_bundle
+from quantformer.config import F0_LEVELS, POPULATION_LEVELS
 from quantformer.errors import ProviderError
+from quantformer.population_level import joined_level
 from quantformer.signal import f0_level, read_baseline, window_on_grid
 from quantformer_service.buffers import Device
 from quantformer_service.inference import Inference, Slot, write_input
@@ -32,6 +35,7 @@ def filled(bundle: Bundle, *, rows: int = 96, seed: int = 0, neurons: int = 4) -
     slot.observed = np.ones(rows, np.bool_)
     known = bundle.neurons(bundle.manifest.neuron_ids[:neurons], unknown="refuse")
     slot.neuron, slot.f0_minimum, slot.usual_f0 = known.vectors, known.f0_minimum, known.usual_f0
+    slot.population = known.population
     slot.stimulus = np.stack([bundle.stimulus("dir=000"), bundle.stimulus("dir=090")])
     slot.row_neuron = np.tile(np.arange(neurons), 2)
     slot.row_stimulus = np.repeat(np.arange(2), neurons)
@@ -62,14 +66,17 @@ def test_a_slot_comes_back_with_what_the_runtime_says_of_its_window(bundle: Bund
     baseline = read_baseline(window, recipe=bundle.recipe, f0_minimum=slot.f0_minimum, observed=slot.observed)
     assert done.baseline.tobytes() == baseline.dff.tobytes()
     np.testing.assert_array_equal(done.f0, baseline.f0)
-    np.testing.assert_array_equal(done.level, f0_level(baseline.f0, bundle.vectors.usual_f0[:4]))
-    assert np.ptp(done.level, axis=0).min() > 0.01
+    told = slot.population.of(window, observed=slot.observed)
+    level = joined_level(f0_level(baseline.f0, bundle.vectors.usual_f0[:4]), told)
+    np.testing.assert_array_equal(done.level, level)
+    assert told.all()
+    assert np.ptp(done.level[:, :F0_LEVELS], axis=0).min() > 0.01
     direct = open_session(bundle, provider="cpu", threads=1)
     logit, response, spread = direct.run(
         ["logit", "response", "spread"],
         {
             "baseline": baseline.dff,
-            "level": f0_level(baseline.f0, slot.usual_f0),
+            "level": level,
             "neuron": slot.neuron,
             "stimulus": slot.stimulus,
             "row_neuron": slot.row_neuron,
@@ -124,15 +131,41 @@ def test_a_brighter_neuron_gets_another_answer_for_the_same_dff_an_unknown_one_d
         slot.values *= np.float32(brightness)
         mixed = bundle.neurons([*bundle.manifest.neuron_ids[:3], "stranger"], unknown="mark")
         slot.neuron, slot.f0_minimum, slot.usual_f0 = mixed.vectors, mixed.f0_minimum, mixed.usual_f0
+        # Nobody takes part in the population's level, which would tell the stranger too.
+        slot.population = dataclasses.replace(mixed.population, loading=np.zeros((4, POPULATION_LEVELS)))
         answers[brightness] = computed(inference, woken, slot)
     one, two = answers.values()
     assert one.baseline.tobytes() == two.baseline.tobytes()
     assert not one.level[3].any()
     assert not two.level[3].any()
+    assert one.level[:3, :F0_LEVELS].all()
     stranger = one.row_neuron == 3
     np.testing.assert_array_equal(one.probability[stranger], two.probability[stranger])
     # In the same batch the stranger's rows agree to the last bit, so any difference is the level's.
     assert (one.probability != two.probability)[~stranger].all()
+    assert inference.stop(PATIENCE_S)
+
+
+def test_what_one_neuron_does_moves_the_answer_about_another(bundle: Bundle) -> None:
+    """By the population's level alone: its own window is the same."""
+    woken = threading.Event()
+    inference = Inference(bundle, provider="cpu", threads=1, on_done=woken.set)
+    inference.start()
+    assert inference.ready.wait(PATIENCE_S)
+
+    def brightened(frames: slice) -> Slot:
+        slot = filled(bundle)
+        slot.values[frames, 3] *= np.float32(1.5)
+        return computed(inference, woken, slot)
+
+    plain, now, earlier = brightened(slice(0)), brightened(slice(-30, None)), brightened(slice(0, -30))
+    others = plain.row_neuron != 3
+    assert (now.probability != plain.probability)[others].all()
+    np.testing.assert_array_equal(now.level[:3, :F0_LEVELS], plain.level[:3, :F0_LEVELS])
+    assert (now.level[:, F0_LEVELS:] != plain.level[:, F0_LEVELS:]).any()
+    # What was more than a second ago is not in it.
+    np.testing.assert_array_equal(earlier.level[:3], plain.level[:3])
+    np.testing.assert_array_equal(earlier.probability[others], plain.probability[others])
     assert inference.stop(PATIENCE_S)
 
 
@@ -383,7 +416,9 @@ def test_at_another_rate_the_window_is_the_interpolated_one_over_observed_frames
     assert (~observed).sum() == 4
     expected = read_baseline(grid, recipe=bundle.recipe, f0_minimum=slot.f0_minimum, observed=observed)
     assert baseline.tobytes() == expected.dff.tobytes()
-    np.testing.assert_array_equal(slot.level, f0_level(expected.f0, slot.usual_f0))
+    told = slot.population.of(grid, observed=observed)
+    np.testing.assert_array_equal(slot.level, joined_level(f0_level(expected.f0, slot.usual_f0), told))
+    assert told.any()
 
 
 def test_memory_is_reused_from_question_to_question() -> None:

@@ -16,6 +16,7 @@ import torch
 from small_recording import GRATING
 from tiny_study import TINY, tiny_cohort
 
+from quantformer.config import LEVEL_QUANTITIES
 from quantformer.forecaster import Shortcut
 from quantformer.signal import SignalRecipe
 from quantformer.tokens import UNKNOWN
@@ -30,8 +31,8 @@ from quantformer_training.threads import one_thread
 ROOT = Path(__file__).resolve().parents[1]
 TRIAL = np.repeat(np.arange(30), 4)
 TRAINED = (
-    "level", "tuning", "stimulus features", "stimulus ids", "warm start", "pseudo-onsets", "rows without lead", "moments",
-    "boosted trees", "shape loss",
+    "level of F0", "level of the population", "tuning", "stimulus features", "stimulus ids", "warm start", "pseudo-onsets",
+    "rows without lead", "moments", "boosted trees", "shape loss",
 )  # fmt: skip
 
 
@@ -161,6 +162,21 @@ def test_what_is_taken_from_the_data_is_gone_and_the_test_rows_stay(taken_away: 
         assert (rows.stimulus == UNKNOWN).all() == (title == "stimulus ids")
 
 
+@pytest.mark.parametrize(("title", "gone"), [("level of F0", slice(0, 2)), ("level of the population", slice(2, 4))])
+def test_one_level_is_taken_away_and_the_other_stays(
+    taken_away: ModuleType, data: RunData, title: str, gone: slice
+) -> None:
+    sources = vars(taken_away.TAKEN_AWAY[title].data(data).sources(1.0))
+    for name, whole in vars(data.sources(1.0)).items():
+        kept, seen = whole.at_lead(5), sources[name].at_lead(5)
+        assert kept.level[:, gone].any(0).all()
+        assert not seen.level[:, gone].any(), name
+        expected = kept.level.clone()
+        expected[:, gone] = 0.0
+        assert torch.equal(seen.level, expected)
+        assert torch.equal(seen.tuning, kept.tuning)
+
+
 def test_a_name_stands_for_something_else_only_inside(taken_away: ModuleType) -> None:
     def without_lead() -> float:
         rng = np.random.default_rng(0)
@@ -176,7 +192,7 @@ def test_a_name_stands_for_something_else_only_inside(taken_away: ModuleType) ->
 def heard_of_level(shortcut: Shortcut) -> bool:
     """Whether the map has a weight on any of its inputs that the level moves."""
     baseline, tuning = torch.zeros(1, 96), torch.zeros(1, 10)
-    low, high = (shortcut.inputs(baseline, tuning, torch.full((1, 2), level)) for level in (0.0, 1.0))
+    low, high = (shortcut.inputs(baseline, tuning, torch.full((1, LEVEL_QUANTITIES), level)) for level in (0.0, 1.0))
     moved = (low != high)[0]
     assert moved.any()
     return bool(shortcut.linear.weight[:, moved].any())
@@ -191,7 +207,7 @@ def test_a_network_without_level_has_learned_nothing_of_it(
     with one_thread():
         whole, without = (
             taken_away.answered(data, teacher, config=TINY.finetuning, without=one)
-            for one in (taken_away.Without(), taken_away.TAKEN_AWAY["level"])
+            for one in (taken_away.Without(), taken_away.Without(blank=("level",)))
         )
     for network in ("activation", "response"):
         assert heard_of_level(getattr(whole.model.forecaster, network).shortcut), network
@@ -221,7 +237,7 @@ def test_a_tiny_run_tells_of_every_improvement(script: ModuleType) -> None:
     assert all(by == [False] * 4 for by in unchanged.values()), unchanged
     told = json.loads(json.dumps(script.document(found, made=made, preset="tiny", seed=0, seeds=2)))
     assert told["test_trials"] == [10, 10]
-    assert len(told["taken_away"]["level"]["mse"]["by_mouse"]) == 2
+    assert len(told["taken_away"]["level of F0"]["mse"]["by_mouse"]) == 2
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from quantformer.bundle import Bundle, load_bundle
+from quantformer.config import LEVEL_QUANTITIES
 from quantformer_service import network as networks
 from quantformer_service.buffers import MOST_POPULATIONS, Bucket, Device, Results
 from quantformer_service.network import Network, fastest
@@ -27,7 +28,7 @@ def question(bundle: Bundle) -> dict[str, Any]:
     ids = bundle.manifest.neuron_ids
     return {
         "baseline": rng.normal(0, 0.3, (len(ids), 96)).astype(np.float32),
-        "level": rng.normal(0, 0.3, (len(ids), 2)).astype(np.float32),
+        "level": rng.normal(0, 0.3, (len(ids), LEVEL_QUANTITIES)).astype(np.float32),
         "neuron": bundle.neurons(ids, unknown="refuse").vectors,
         "stimulus": np.stack([bundle.stimulus("dir=000"), bundle.stimulus("dir=090")]),
         "row_neuron": np.tile(np.arange(len(ids)), 2),
@@ -121,7 +122,7 @@ def of_a_session(bundle: Bundle, *, neurons: int, stimuli: int, seed: int) -> di
     rng, known = np.random.default_rng(seed), bundle.neurons(bundle.manifest.neuron_ids, unknown="refuse").vectors
     return {
         "baseline": rng.normal(0, 0.3, (neurons, 96)).astype(np.float32),
-        "level": rng.normal(0, 0.3, (neurons, 2)).astype(np.float32),
+        "level": rng.normal(0, 0.3, (neurons, LEVEL_QUANTITIES)).astype(np.float32),
         "neuron": known[rng.integers(0, len(known), neurons)],
         "stimulus": np.stack([bundle.stimulus(f"dir={45 * k:03d}") for k in range(stimuli)]),
         "row_neuron": np.tile(np.arange(neurons), stimuli),

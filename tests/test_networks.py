@@ -207,7 +207,7 @@ def test_every_network_can_learn_a_few_rows_by_heart(name: str, outputs: int) ->
     loss = nn.BCEWithLogitsLoss() if outputs == 1 else nn.MSELoss()
     optimizer = torch.optim.Adam(made.parameters(), lr=5e-3)
     errors = []
-    for _ in range(40):
+    for _ in range(80):
         error = loss(made(rows), target)
         errors.append(error.item())
         optimizer.zero_grad()

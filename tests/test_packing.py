@@ -12,7 +12,9 @@ from small_fit import fitted, packed, silent, tiny_config
 from small_recording import GRATING, small_recording
 
 from quantformer.bundle import Bundle, load_bundle
+from quantformer.config import F0_LEVELS
 from quantformer.errors import BundleError
+from quantformer.population_level import joined_level
 from quantformer.recording import Recording, StimulusTable
 from quantformer.signal import SignalRecipe, f0_level, onset_frames
 from quantformer.vocabulary import NOTHING, ONGOING
@@ -22,11 +24,18 @@ from quantformer_training.export import GraphInputs, run_graph
 from quantformer_training.fit import fingerprint, fit
 from quantformer_training.packing import _phases, seen_ranges, vectors_of, write_fitted
 from quantformer_training.splits import Split, split_by_time
+from quantformer_training.trials import Trials
 
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
     return packed()
+
+
+def level_of(trials: Trials, usual_f0: np.ndarray) -> np.ndarray:
+    """Of every neuron at every moment, one after the other."""
+    own = f0_level(trials.f0, usual_f0).reshape(trials.f0.size, -1)
+    return joined_level(own, np.repeat(trials.population, trials.f0.shape[1], axis=0))
 
 
 def asked(bundle: Bundle, *, unknown: bool = False) -> tuple[GraphInputs, np.ndarray]:
@@ -38,7 +47,7 @@ def asked(bundle: Bundle, *, unknown: bool = False) -> tuple[GraphInputs, np.nda
     assert known.known.all() != unknown
     inputs = GraphInputs(
         baseline=trials.baseline.reshape(n * neurons, -1),
-        level=f0_level(trials.f0, known.usual_f0).reshape(n * neurons, -1),
+        level=level_of(trials, known.usual_f0),
         neuron=np.tile(known.vectors, (n, 1, 1)),
         stimulus=np.stack([bundle.stimulus(name) for name in trials.moments.stimulus_id]),
         row_neuron=np.arange(n * neurons),
@@ -53,7 +62,7 @@ def test_the_graph_on_the_bundles_vectors_is_the_model_that_was_trained(bundle: 
     rows = made.source(made.real["test"]).at_lead(0)
     if unknown:
         nobody = torch.full_like(rows.neuron, -1)
-        level = torch.zeros_like(rows.level)
+        level = torch.cat([torch.zeros(len(rows), F0_LEVELS), rows.level[:, F0_LEVELS:]], dim=1)
         rows = dataclasses.replace(rows, neuron=nobody, tuning=rows.population_tuning, level=level)
     expected = made.model.predict(rows)
     inputs, valid = asked(bundle, unknown=unknown)
@@ -81,7 +90,7 @@ def test_pseudo_onsets_are_asked_as_they_were_trained(bundle: Bundle) -> None:
         bundle.graph,
         GraphInputs(
             baseline=trials.baseline.reshape(n * neurons, -1),
-            level=f0_level(trials.f0, known.usual_f0).reshape(n * neurons, -1),
+            level=level_of(trials, known.usual_f0),
             neuron=np.tile(known.vectors, (n, 1, 1)),
             stimulus=np.stack(stimuli),
             row_neuron=np.arange(n * neurons),
@@ -198,9 +207,9 @@ def test_phases_are_the_moments_at_which_stimuli_began() -> None:
 
 def test_vectors_are_float32_and_whole() -> None:
     vectors = vectors_of(fitted())
-    in_fluorescence = ("f0_minimum", "usual_f0", "f0_range", "noise_range")
+    in_float64 = ("f0_minimum", "usual_f0", "noise", "usual_activity", "loading", "f0_range", "noise_range")
     for name, array in vectors.tensors().items():
-        assert array.dtype == (np.float64 if name in in_fluorescence else np.float32), name
+        assert array.dtype == (np.float64 if name in in_float64 else np.float32), name
         assert np.isfinite(array).all(), name
 
 

@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from running_service import PATIENCE_S, RunningService
 
-from quantformer.config import ModelConfig
+from quantformer.config import LEVEL_QUANTITIES, ModelConfig
 from quantformer.forecaster import CLIP
+from quantformer.population_level import joined_level
 from quantformer.recording import Recording
 from quantformer.signal import SignalRecipe, f0_level, hold_missing, read_baseline
 from quantformer_client import Answer, Disturbance, Microscope, Played, Player, Presentation, SignalDeclaration, wire
@@ -348,7 +349,7 @@ def test_with_frames_lost_the_windows_hold_what_they_hold_offline(both: Both) ->
     number = np.arange(len(run.observed))
     scale = np.float32(both.fitted.pretrained.signal_scale)
     windows = np.zeros((len(both.trials.moments), reader.recording.neurons, BASELINE), np.float32)
-    valid, level = np.zeros(windows.shape[:2], bool), np.zeros((*windows.shape[:2], 2), np.float32)
+    valid, level = np.zeros(windows.shape[:2], bool), np.zeros((*windows.shape[:2], LEVEL_QUANTITIES), np.float32)
     at_onset: dict[int, Answer] = {}
     holes = 0
     for asked, answer in run.answers.items():
@@ -373,7 +374,8 @@ def test_with_frames_lost_the_windows_hold_what_they_hold_offline(both: Both) ->
         if asked.how == "time":
             at_onset[asked.moment] = answer
             windows[asked.moment], valid[asked.moment] = offline.dff, offline.valid
-            level[asked.moment] = f0_level(offline.f0, reader.usual_f0)
+            told = reader.population.of(reader.trace[before], observed=there[before])
+            level[asked.moment] = joined_level(f0_level(offline.f0, reader.usual_f0), told)
     assert holes > 0
     # The same rows as without losses, each with its own held window.
     rows = both.fitted.source(both.trials).at_lead(0)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantformer.bundle import Bundle, Vectors, write_bundle
-from quantformer.config import PRESETS, TUNING_QUANTITIES, ModelConfig
+from quantformer.config import POPULATION_LEVELS, PRESETS, TUNING_QUANTITIES, ModelConfig
 from quantformer.manifest import (
     Calibration,
     Form,
@@ -94,6 +94,9 @@ def write_tiny_bundle(
         population_tuning=rng.normal(0, 0.1, (TUNING_QUANTITIES, recipe.tuning_width + 8)).astype(np.float32),
         f0_minimum=np.full(n, 1.0),
         usual_f0=np.linspace(80.0, 200.0, n),
+        noise=np.full(n, 5.0),
+        usual_activity=rng.normal(0, 0.2, n),
+        loading=rng.normal(0, 0.5 / np.sqrt(n), (n, POPULATION_LEVELS)),
         f0_range=np.tile([50.0, 2000.0], (n, 1)),
         noise_range=np.tile([0.0, 1.0], (n, 1)),
     )

@@ -26,9 +26,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from quantformer.config import TUNING_QUANTITIES
+from quantformer.config import POPULATION_LEVELS, TUNING_QUANTITIES
 from quantformer.errors import BundleError, DataError
 from quantformer.manifest import SCHEMA, FormName, Manifest, Precision, parse_manifest, render_manifest
+from quantformer.population_level import PopulationLevel
 from quantformer.signal import SignalRecipe
 from quantformer.vocabulary import StimulusRecipe
 
@@ -43,8 +44,9 @@ class Vectors:
     """What the graph is given. Learned: ``neuron`` float32 ``(n, 2, d)``, ``unknown`` ``(2, d)``, ``stimulus_weight``
     ``(width, 2, d)``, ``stimulus_id`` ``(ids, 2, d)``. Regressed: ``tuning`` ``(n, 10, tuning features)`` and
     ``population_tuning`` ``(10, tuning features)``. Per neuron, in fluorescence units, ``f0_minimum`` (below it a
-    window is rejected), ``usual_f0`` (the median in training), and ``f0_range`` ``(n, 2)`` and ``noise_range`` ``(n, 2)`` as
-    training saw them.
+    window is rejected), ``usual_f0`` (the median in training), ``noise`` (standard deviation of a frame), and ``f0_range``
+    ``(n, 2)`` and ``noise_range`` ``(n, 2)`` as training saw them. ``usual_activity`` ``(n,)`` and ``loading`` ``(n, 2)`` are
+    those of the `PopulationLevel`.
     """
 
     neuron: NDArray[np.float32]
@@ -55,6 +57,9 @@ class Vectors:
     population_tuning: NDArray[np.float32]
     f0_minimum: NDArray[np.float64]
     usual_f0: NDArray[np.float64]
+    noise: NDArray[np.float64]
+    usual_activity: NDArray[np.float64]
+    loading: NDArray[np.float64]
     f0_range: NDArray[np.float64]
     noise_range: NDArray[np.float64]
 
@@ -91,7 +96,7 @@ class Vectors:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NeuronRows:
     """Vectors and guards of asked neurons, in the order asked. ``known`` is False where the trained unknown vector
-    serves; such neurons have ``f0_minimum`` and ``usual_f0`` 0 and a NaN ``f0_range``.
+    serves; such neurons have ``f0_minimum`` and ``usual_f0`` 0, a NaN ``f0_range``, and no part in the ``population``.
     """
 
     vectors: NDArray[np.float32]
@@ -99,6 +104,7 @@ class NeuronRows:
     f0_minimum: NDArray[np.float64]
     usual_f0: NDArray[np.float64]
     f0_range: NDArray[np.float64]
+    population: PopulationLevel
 
 
 class Bundle:
@@ -179,12 +185,19 @@ class Bundle:
                 f"{len(strangers)} of {len(ids)} neurons are not in bundle {self.hash[:12]}: {', '.join(strangers[:5])}"
                 f"{' ...' if len(strangers) > 5 else ''}; extend the bundle, or ask for unknown neurons to be marked"
             )
+        usual_f0 = np.where(known, self.vectors.usual_f0[rows], 0.0)
         return NeuronRows(
             vectors=self.vectors.of_neurons(rows),
             known=known,
             f0_minimum=np.where(known, self.vectors.f0_minimum[rows], 0.0),
-            usual_f0=np.where(known, self.vectors.usual_f0[rows], 0.0),
+            usual_f0=usual_f0,
             f0_range=np.where(known[:, None], self.vectors.f0_range[rows], np.nan),
+            population=PopulationLevel(
+                usual_f0=usual_f0,
+                noise=np.where(known, self.vectors.noise[rows], 0.0),
+                usual_activity=np.where(known, self.vectors.usual_activity[rows], 0.0),
+                loading=np.where(known[:, None], self.vectors.loading[rows], 0.0),
+            ),
         )
 
     def stimulus(self, stimulus_id: str) -> NDArray[np.float32]:
@@ -256,6 +269,9 @@ class Bundle:
             population_tuning=old.population_tuning,
             f0_minimum=np.concatenate([old.f0_minimum, vectors.f0_minimum]),
             usual_f0=np.concatenate([old.usual_f0, vectors.usual_f0]),
+            noise=np.concatenate([old.noise, vectors.noise]),
+            usual_activity=np.concatenate([old.usual_activity, vectors.usual_activity]),
+            loading=np.concatenate([old.loading, vectors.loading]),
             f0_range=np.concatenate([old.f0_range, vectors.f0_range]),
             noise_range=np.concatenate([old.noise_range, vectors.noise_range]),
         )
@@ -384,6 +400,9 @@ def _parse_vectors(content: bytes, *, manifest: Manifest, source: Path) -> Vecto
         "population_tuning": ((TUNING_QUANTITIES, tuned), np.float32),
         "f0_minimum": ((n,), np.float64),
         "usual_f0": ((n,), np.float64),
+        "noise": ((n,), np.float64),
+        "usual_activity": ((n,), np.float64),
+        "loading": ((n, POPULATION_LEVELS), np.float64),
         "f0_range": ((n, 2), np.float64),
         "noise_range": ((n, 2), np.float64),
     }

@@ -14,9 +14,11 @@ from quantformer.errors import UsageError
 #: this one, and mean dF/F in bins of the response.
 TUNING_RATES, TUNING_BINS = 2, 8
 TUNING_QUANTITIES = TUNING_RATES + TUNING_BINS
-#: How F0 stands against the neuron's usual fluorescence: `quantformer.signal.f0_level`.
-LEVEL_QUANTITIES = 2
-#: Both, and the log-odds of the rates.
+#: How F0 stands against the neuron's usual fluorescence (`quantformer.signal.f0_level`), and how the neurons together stand
+#: against what they usually do (`quantformer.population_level`).
+F0_LEVELS, POPULATION_LEVELS = 2, 2
+LEVEL_QUANTITIES = F0_LEVELS + POPULATION_LEVELS
+#: Level, log-odds of the rates, and tuning.
 KNOWN_QUANTITIES = LEVEL_QUANTITIES + TUNING_RATES + TUNING_QUANTITIES
 #: Bins in which the network's summary of a baseline is told.
 BASELINE_BINS = 8

@@ -14,8 +14,9 @@ from quantformer.signal import SignalRecipe
 from quantformer.vocabulary import StimulusRecipe
 
 #: Number of the manifest's schema; others are refused. Schema 1 lacked the neurons' usual fluorescence, schema 2 their rate
-#: whatever the stimulus, schema 3 forms, schema 4 what a neuron's tuning has in common over categories.
-SCHEMA = 5
+#: whatever the stimulus, schema 3 forms, schema 4 what a neuron's tuning has in common over categories, schema 5 the level of
+#: their population.
+SCHEMA = 6
 FORMAT: Final = "quantformer-bundle"
 
 #: What a bundle's graphs compute in: float32 always, and lower *forms*, at most one a device.

@@ -89,6 +89,7 @@ def capture(question: Question, slot: Slot, *, window: FrameWindow, declared: De
     slot.interpolated, slot.anchor_s = declared.interpolated, anchor_s
     slot.neuron = declared.neurons.vectors
     slot.f0_minimum, slot.usual_f0 = declared.neurons.f0_minimum, declared.neurons.usual_f0
+    slot.population = declared.neurons.population
     slot.f0_lowest, slot.f0_highest = declared.f0_lowest, declared.f0_highest
     slot.stimulus = question.stimuli.vectors
     slot.row_neuron, slot.row_stimulus = question.subjects.row_neuron, question.subjects.row_stimulus

@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantformer.bundle import Bundle
+from quantformer.config import LEVEL_QUANTITIES
+from quantformer.population_level import PopulationLevel, joined_level
 from quantformer.signal import SignalRecipe, f0_level, window_on_grid, write_baseline
 from quantformer_service.batch import cost_of, first_batch
 from quantformer_service.buffers import Bucket, Population, Results
@@ -58,6 +60,7 @@ class Slot:
         self.neuron = np.empty((0, 2, 0), np.float32)
         self.f0_minimum = np.empty(0, np.float64)
         self.usual_f0 = np.empty(0, np.float64)
+        self.population = PopulationLevel.of_nobody()
         #: Of each neuron, or one for all: until it is told, no F0 is outside.
         self.f0_lowest, self.f0_highest = np.array([-np.inf]), np.array([np.inf])
         self.stimulus = np.empty((0, 2, 0), np.float32)
@@ -69,7 +72,7 @@ class Slot:
         self.cost_before = 0
         self.failure: str | None = None
         self.baseline = np.empty((0, 0), np.float32)
-        self.level = np.empty((0, 2), np.float32)
+        self.level = np.empty((0, LEVEL_QUANTITIES), np.float32)
         self.f0 = np.empty(0, np.float64)
         self.usable = np.empty(0, np.bool_)
         self.outside = np.empty(0, np.bool_)
@@ -122,7 +125,8 @@ def write_input(slot: Slot, recipe: SignalRecipe, *, out: NDArray[np.float32]) -
     )
     slot.outside = slot.usable & ((slot.f0 < slot.f0_lowest) | (slot.f0 > slot.f0_highest))
     slot.sound = bool(slot.usable.all()) and not slot.outside.any()
-    slot.level = f0_level(slot.f0, slot.usual_f0)
+    population = slot.population.of(window, observed=observed)
+    slot.level = joined_level(f0_level(slot.f0, slot.usual_f0), population)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -247,6 +251,7 @@ class Inference:
         slot.observed = np.ones(recipe.baseline_frames, np.bool_)
         slot.neuron, slot.f0_minimum, slot.usual_f0 = neuron.vectors, neuron.f0_minimum, neuron.usual_f0
         slot.f0_lowest, slot.f0_highest = neuron.f0_range.T
+        slot.population = neuron.population
         slot.stimulus = self._bundle.stimulus_from_features(category=stimuli.categories[0], features={})[None]
         slot.row_neuron = slot.row_stimulus = np.zeros(1, np.int64)
         for _ in range(WARM_UP_RUNS):

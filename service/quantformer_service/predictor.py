@@ -17,6 +17,7 @@ import numpy as np
 
 from quantformer.bundle import Bundle, load_bundle
 from quantformer.errors import DataError
+from quantformer.population_level import joined_level
 from quantformer.signal import f0_level, write_baseline
 from quantformer_client import wire
 from quantformer_service.buffers import FORECAST, PROBABILITY
@@ -106,7 +107,7 @@ class Predictor:
             [PROBABILITY, *FORECAST] if wanted else [PROBABILITY],
             {
                 "baseline": dff,
-                "level": f0_level(f0, rows.usual_f0),
+                "level": joined_level(f0_level(f0, rows.usual_f0), rows.population.of(window)),
                 "neuron": rows.vectors,
                 "stimulus": shown.vectors,
                 "row_neuron": np.tile(np.arange(n, dtype=np.int64), s),

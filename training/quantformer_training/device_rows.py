@@ -18,14 +18,14 @@ from torch import Tensor
 from quantformer import signal
 from quantformer.forecaster import CLIP
 from quantformer.tokens import UNKNOWN
-from quantformer_training.examples import Examples
+from quantformer_training.examples import LONGEST_LEAD, Examples
 from quantformer_training.indexed import SHARED_GAPS, IndexedPart, IndexedSource
 from quantformer_training.sources import RowSource
 from quantformer_training.store import StoredSession
 
 #: Rows gathered at a time; a multiple of `SHARED_GAPS`. A million would take ten times their own room on the way.
 _PIECE = 1 << 18
-_PER_MOMENT = ("frame", "features", "stimulus", "population_tuning")
+_PER_MOMENT = ("frame", "features", "stimulus", "population", "population_tuning")
 _PER_NEURON = ("f0_minimum", "usual_f0", "neuron")
 _PER_BOTH = ("valid", "active", "tuning")
 
@@ -118,13 +118,16 @@ class DeviceRows:
         valid: Any = rows["valid"]
         _SIGNAL.delta_f(after, torch.where(valid, f0, 1.0), out=response)
         valid = valid & usable
+        # As many at the end of its window as are withheld one after the other, as `lead_of` counts.
+        lead = (~observed).flip(0)[:LONGEST_LEAD].cumprod(0).sum(0)
+        population: Any = rows["population"].take_along_dim(lead[:, None, None], 1)[:, 0]
         usual: Any = torch.where(rows["neuron"] == UNKNOWN, 0.0, rows["usual_f0"])
         scale = self.source.signal_scale
         examples = Examples(
             baseline=torch.clip(given / scale, -CLIP, CLIP),
             trace=torch.clip(torch.cat([baseline, response], 1) / scale, -CLIP, CLIP),
             response=response, active=rows["active"], neuron=rows["neuron"], features=rows["features"],
-            stimulus=rows["stimulus"], level=_SIGNAL.f0_level(f0_given, usual), tuning=rows["tuning"],
+            stimulus=rows["stimulus"], level=torch.cat([_SIGNAL.f0_level(f0_given, usual), population], 1), tuning=rows["tuning"],
             population_tuning=rows["population_tuning"], moment=moment,
         )  # fmt: skip
         return examples if bool(valid.all()) else examples.select(valid.nonzero()[:, 0])
@@ -148,8 +151,9 @@ def _tables(part: IndexedPart) -> Mapping[str, NDArray[Any]]:
     trials = part.trials
     return {
         "frame": trials.moments.frame, "features": part.features, "stimulus": part.stimulus,
-        "population_tuning": part.population_tuning, "f0_minimum": trials.f0_minimum, "usual_f0": trials.usual_f0,
-        "neuron": part.neuron, "valid": trials.valid.reshape(-1), "active": trials.active.reshape(-1),
+        "population": trials.population, "population_tuning": part.population_tuning, "f0_minimum": trials.f0_minimum,
+        "usual_f0": trials.usual_f0, "neuron": part.neuron, "valid": trials.valid.reshape(-1),
+        "active": trials.active.reshape(-1),
         "tuning": part.tuning.reshape(-1, part.tuning.shape[-1]),
     }  # fmt: skip
 

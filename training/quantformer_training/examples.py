@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quantformer.forecaster import CLIP
+from quantformer.population_level import joined_level
 from quantformer.signal import SignalRecipe, f0_level
 from quantformer.tokens import UNKNOWN
 from quantformer.vocabulary import StimulusRecipe
@@ -56,9 +57,9 @@ class Vocabulary:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Examples:
     """Rows for the networks. ``baseline`` ``[B, 96]`` and ``trace`` ``[B, 160]`` (baseline without lead or gaps, and
-    response) are dF/F over the signal scale; ``response`` ``[B, 64]`` is dF/F; ``level`` ``[B, 2]`` is `f0_level` of the
-    baseline as given, zero for an unknown neuron; ``tuning`` ``[B, 10]`` is what is known of the neuron and stimulus,
-    ``population_tuning`` of the mean neuron; ``moment`` indexes the trials' moments.
+    response) are dF/F over the signal scale; ``response`` ``[B, 64]`` is dF/F; ``level`` ``[B, 4]`` is `f0_level` of the
+    baseline as given, zero for an unknown neuron, and the population's level; ``tuning`` ``[B, 10]`` is what is known of the
+    neuron and stimulus, ``population_tuning`` of the mean neuron; ``moment`` indexes the trials' moments.
     """
 
     baseline: Tensor
@@ -146,10 +147,12 @@ class ExampleSource:
         trials, neurons = self.trials, len(self.neuron)
         baseline = np.empty((len(index), neurons, self.reader.recipe.baseline_frames), np.float32)
         f0, valid = trials.f0[index].copy(), trials.valid[index].copy()
+        population = trials.population[index].copy()
         for row, (i, gaps) in enumerate(zip(index, missing, strict=True)):
             if gaps.any():
                 f0[row], usable = self.reader.write(trials.moments, int(i), out=baseline[row], missing=gaps)
                 valid[row] &= usable
+                population[row] = self.reader.level(trials.moments, int(i), missing=gaps)
             else:
                 baseline[row] = trials.baseline[i]
         moment, neuron = np.nonzero(valid)
@@ -166,7 +169,7 @@ class ExampleSource:
             neuron=torch.from_numpy(self.neuron[neuron]),
             features=torch.from_numpy(self.features[trial]),
             stimulus=torch.from_numpy(self.stimulus[trial]),
-            level=torch.from_numpy(f0_level(f0[moment, neuron], usual[neuron])),
+            level=torch.from_numpy(joined_level(f0_level(f0[moment, neuron], usual[neuron]), population[moment])),
             tuning=torch.from_numpy(self.tuning[trial, neuron]),
             population_tuning=torch.from_numpy(self.population_tuning[trial]),
             moment=torch.from_numpy(trial),
@@ -178,6 +181,12 @@ def even(rows: int, most: int | None) -> NDArray[np.int64]:
     if most is None or most >= rows:
         return np.arange(rows)
     return np.linspace(0, rows - 1, most).round().astype(np.int64)
+
+
+def lead_of(missing: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """How many frames at the end of baselines ``(n, 96)`` are missing, at most `LONGEST_LEAD`: a gap may touch a lead."""
+    lead: NDArray[np.int64] = np.cumprod(missing[:, ::-1][:, :LONGEST_LEAD], axis=1).sum(axis=1)
+    return lead
 
 
 def random_missing(recipe: SignalRecipe, rng: np.random.Generator) -> NDArray[np.bool_]:

@@ -60,6 +60,10 @@ def extend(bundle: Bundle, recording: Recording, *, path: Path) -> Bundle:
         population_tuning=old.population_tuning,
         f0_minimum=reader.f0_minimum,
         usual_f0=reader.usual_f0,
+        # What the network makes of a population's level it learned of the bundle's own: the new neurons take no part.
+        noise=reader.population.noise,
+        usual_activity=reader.population.usual_activity,
+        loading=np.zeros_like(reader.population.loading),
         f0_range=f0_range,
         noise_range=noise_range,
     )

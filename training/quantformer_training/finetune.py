@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from quantformer.config import TUNING_RATES
+from quantformer.config import F0_LEVELS, TUNING_RATES
 from quantformer.errors import UsageError
 from quantformer.forecaster import ACTIVATION, FORECAST, Forecaster, ResponseAnswer
 from quantformer.losses import activation_loss, code_loss, shape_loss
@@ -370,13 +370,14 @@ def epoch_batches(
 def withheld(rows: Examples, *, unknown: Tensor, denied: Tensor) -> Examples:
     """The rows without their neuron's id where ``unknown``, and without their stimulus where ``denied``, bool ``[B]``."""
     tuning = torch.where(unknown[:, None], rows.population_tuning, rows.tuning)
+    own = rows.level[:, :F0_LEVELS]
     return replace(
         rows,
         neuron=torch.where(unknown, UNKNOWN, rows.neuron),
         stimulus=torch.where(denied, UNKNOWN, rows.stimulus),
         features=torch.where(denied[:, None], 0.0, rows.features),
         tuning=torch.where(denied[:, None], whatever_stimulus(tuning), tuning),
-        level=torch.where(unknown[:, None], 0.0, rows.level),
+        level=torch.cat([torch.where(unknown[:, None], 0.0, own), rows.level[:, F0_LEVELS:]], dim=1),
     )
 
 

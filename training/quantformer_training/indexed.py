@@ -17,12 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from quantformer.config import POPULATION_LEVELS
 from quantformer.errors import RecordingError
 from quantformer.forecaster import CLIP
 from quantformer.labels import LabelRule
+from quantformer.population_level import joined_level
 from quantformer.signal import SignalRecipe, f0_level, hold_missing, write_baseline
 from quantformer.tokens import UNKNOWN
-from quantformer_training.examples import Examples, even, random_missing
+from quantformer_training.examples import LONGEST_LEAD, Examples, even, lead_of, random_missing
 from quantformer_training.rows import Rows
 from quantformer_training.splits import Split
 from quantformer_training.store import StoredSession
@@ -44,8 +46,8 @@ class IndexedTrials:
     """Trials of one session and part without their windows.
 
     ``valid``, ``active`` bool and ``f0`` float64 are ``(n, neurons)``; ``values`` float32 ``(n, neurons, 9)`` is what tuning
-    regresses, in dF/F; ``f0_minimum`` and ``usual_f0`` ``(neurons,)`` are the reader's; ``rejected`` counts what was left out,
-    by reason.
+    regresses, in dF/F; ``population`` float32 ``(n, LONGEST_LEAD + 1, POPULATION_LEVELS)`` is the population's level by lead;
+    ``f0_minimum`` and ``usual_f0`` ``(neurons,)`` are the reader's; ``rejected`` counts what was left out, by reason.
     """
 
     session: StoredSession
@@ -54,6 +56,7 @@ class IndexedTrials:
     active: NDArray[np.bool_]
     f0: NDArray[np.float64]
     values: NDArray[np.float32]
+    population: NDArray[np.float32]
     f0_minimum: NDArray[np.float64]
     usual_f0: NDArray[np.float64]
     rejected: Mapping[str, int]
@@ -89,6 +92,7 @@ class SessionReader:
             active=np.concatenate([one.active for one in found]),
             f0=np.concatenate([one.f0 for one in found]),
             values=np.concatenate([one.values for one in found]),
+            population=np.concatenate([one.population for one in found]),
             f0_minimum=self._reader.f0_minimum,
             usual_f0=self._reader.usual_f0,
             rejected={reason: sum(one.rejected[reason] for one in found) for reason in found[0].rejected},
@@ -104,6 +108,7 @@ class SessionReader:
             active=trials.active,
             f0=trials.f0,
             values=quantities(trials, signal_scale=1.0).astype(np.float32),
+            population=self._reader.levels(trials.moments, leads=LONGEST_LEAD + 1),
             f0_minimum=self._reader.f0_minimum,
             usual_f0=self._reader.usual_f0,
             rejected=trials.rejected,
@@ -198,7 +203,8 @@ class IndexedSource:
         """Every trial once, in order."""
         moments, step = len(self.parts[0].trials.moments), max(1, size // self.neurons)
         for start in range(0, moments, step):
-            yield self._whole(np.arange(start, min(start + step, moments)), missing=self._withheld(lead))
+            chosen = np.arange(start, min(start + step, moments))
+            yield self._whole(chosen, missing=np.repeat(self._withheld(lead), len(chosen), axis=0))
 
     def places(self, *, most: int | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Onset frame, and neuron of its session, of the rows that `rows` gives: two arrays ``(rows,)``."""
@@ -288,11 +294,12 @@ class IndexedSource:
         with np.errstate(all="ignore"):
             response = window[:, recipe.baseline_frames :] / divisor - np.float32(1.0)
         given, f0_given = baseline, f0
+        group = np.arange(len(index)) // (together or max(len(index), 1))
         if missing.any():
             given, f0_given = baseline.copy(), f0.copy()
             # Most groups miss nothing but one of a few leads: those that miss the same are written together.
             kinds, kind = np.unique(missing, axis=0, return_inverse=True)
-            of_row = np.repeat(kind.ravel(), len(index) if together is None else together)[: len(index)]
+            of_row = kind.ravel()[group]
             for number, gaps in enumerate(kinds):
                 if gaps.any():
                     rows = np.flatnonzero(of_row == number)
@@ -309,12 +316,18 @@ class IndexedSource:
         # A neuron that the network does not know is told no level, as in serving.
         told = [np.where(one.neuron == UNKNOWN, 0.0, one.trials.usual_f0) for one in self.parts]
         usual = self._of(index, told, by="neuron")
+        # Gaps are not looked for: the level moves little within them.
+        lead, population = lead_of(missing)[group], np.empty((len(index), POPULATION_LEVELS), np.float32)
+        for number, one in enumerate(self.parts):
+            here = self._here(index, number)
+            population[here] = one.trials.population[index.moment[here], lead[here]]
+        level = joined_level(f0_level(f0_given, usual), population)
         return _Cut(
             baseline=baseline,
             given=given,
             response=response,
             f0=f0,
-            level=np.where(valid[:, None], f0_level(f0_given, usual), np.float32(0.0)),
+            level=np.where(valid[:, None], level, np.float32(0.0)),
             valid=valid,
             active=active,
         )

@@ -15,6 +15,7 @@ import quantformer
 from quantformer.bundle import Bundle, Vectors, refuse_existing, write_bundle
 from quantformer.labels import label_frames
 from quantformer.manifest import Label, Manifest, StimulusSpec
+from quantformer.population_level import joined_level
 from quantformer.signal import f0_level
 from quantformer.vocabulary import NOTHING, ONGOING
 from quantformer_training.admission import judged_forms
@@ -103,7 +104,7 @@ def vectors_of(fitted: Fitted) -> Vectors:
         tuning=fitted.tuning.neuron.astype(np.float32),
         population_tuning=fitted.tuning.population.astype(np.float32),
         f0_minimum=fitted.reader.f0_minimum,
-        usual_f0=fitted.reader.usual_f0,
+        **vars(fitted.reader.population),
         f0_range=f0_range,
         noise_range=noise_range,
     )
@@ -166,7 +167,7 @@ def _parity_inputs(fitted: Fitted, vectors: Vectors, stimuli: dict[str, Stimulus
     ]
     return GraphInputs(
         baseline=trials.baseline[moment],
-        level=f0_level(trials.f0[moment], fitted.reader.usual_f0),
+        level=joined_level(f0_level(trials.f0[moment], fitted.reader.usual_f0), trials.population[moment]),
         neuron=vectors.of_neurons(np.arange(neurons)),
         stimulus=np.stack(asked),
         row_neuron=np.tile(np.arange(neurons), len(specs)),

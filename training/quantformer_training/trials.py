@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from quantformer.config import POPULATION_LEVELS
 from quantformer.errors import RecordingError
 from quantformer.labels import LABEL_FRAMES, OTHER_LABEL_FRAMES, LabelRule, evoked_area, graded, label_frames, score
+from quantformer.population_level import recent_fluorescence
 from quantformer.signal import (
     SignalRecipe,
     hold_missing,
@@ -20,6 +22,7 @@ from quantformer.signal import (
     write_baseline,
 )
 from quantformer.vocabulary import NOTHING, ONGOING
+from quantformer_training.components import population_level
 from quantformer_training.splits import Split
 from quantformer_training.store import Traced
 
@@ -148,6 +151,7 @@ class Trials:
 
     ``baseline`` dF/F float32 ``(n, neurons, 96)`` and ``response`` dF/F ``(n, neurons, 64)``, both over the F0 of the
     full baseline; ``f0`` float64, ``valid`` and ``active`` bool, and ``graded`` float64 (`labels.graded`) ``(n, neurons)``;
+    ``population`` float32 ``(n, POPULATION_LEVELS)`` is the population's level at each moment;
     ``rejected`` counts what was left out by reason (neuron windows, except *window outside the part*, which counts moments).
     """
 
@@ -158,6 +162,7 @@ class Trials:
     valid: NDArray[np.bool_]
     active: NDArray[np.bool_]
     graded: NDArray[np.float64]
+    population: NDArray[np.float32]
     rejected: Mapping[str, int]
 
 
@@ -165,7 +170,7 @@ class TrialReader:
     """Cuts trials out of one recording; the same guards and label for every part of it.
 
     ``usual_f0`` ``(neurons,)`` is each neuron's median fluorescence in training (0 where it was never seen), and
-    ``f0_minimum`` the share of it below which a window is rejected.
+    ``f0_minimum`` the share of it below which a window is rejected; ``population`` is how the level of all neurons is told.
 
     Raises:
         RecordingError: the training part has no frame, or the label needs pseudo-onsets and training has none.
@@ -187,6 +192,9 @@ class TrialReader:
         self.usual_f0 = np.zeros(recording.neurons)
         self.usual_f0[seen] = np.maximum(np.nanmedian(training[:, seen], axis=0), 0.0)
         self.f0_minimum = F0_FLOOR * self.usual_f0
+        self.population = population_level(
+            self.trace, spans=split.train, usual_f0=self.usual_f0, rate_hz=recording.rate_hz
+        )
         self._pseudo: dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
         if rule.definition == "evoked":
             self._pseudo = self._pseudo_distributions()
@@ -222,6 +230,7 @@ class TrialReader:
             valid=valid,
             active=(scores >= self.rule.bar) & valid,
             graded=graded(self.rule, scores),
+            population=self.levels(moments, leads=1)[:, 0],
             rejected=rejected,
         )
 
@@ -235,6 +244,20 @@ class TrialReader:
             observed = ~missing
             window = hold_missing(window, observed)
         return write_baseline(window, recipe=self.recipe, out=out, f0_minimum=self.f0_minimum, observed=observed)
+
+    def level(self, moments: Moments, i: int, *, missing: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
+        """The population's level ``(POPULATION_LEVELS,)`` at one moment, ``missing`` frames (bool ``(96,)``) not read."""
+        return self.population.of(self._before(moments, i), observed=None if missing is None else ~missing)
+
+    def levels(self, moments: Moments, *, leads: int) -> NDArray[np.float32]:
+        """At each moment with its last 0 to ``leads`` - 1 frames withheld, ``(n, leads, POPULATION_LEVELS)``."""
+        made = np.zeros((len(moments), leads, POPULATION_LEVELS), np.float32)
+        for i in range(len(moments)):
+            window = self._before(moments, i)
+            made[i] = self.population.of_recent(
+                np.stack([recent_fluorescence(window[: len(window) - lead]) for lead in range(leads)])
+            )
+        return made
 
     def _reach(self, frame: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First frame that a window reads, and the one after the last; beyond the recording where it does not suffice."""

@@ -46,6 +46,7 @@ class Bare(msgspec.Struct, frozen=True, kw_only=True):
 def bare(work: Bare, desk: Desk) -> dict[str, Any]:
     """Run the graph once a frame; provider and bundle that it ran with, while the durations go to ``work.out``."""
     from quantformer.bundle import load_bundle
+    from quantformer.config import LEVEL_QUANTITIES
     from quantformer_service.runtime import in_precision
 
     bundle = in_precision(load_bundle(work.bundle), precision=work.precision, provider=work.provider)
@@ -55,7 +56,7 @@ def bare(work: Bare, desk: Desk) -> dict[str, Any]:
         "baseline": np.random.default_rng(work.seed)
         .normal(0.0, 0.1, (n, bundle.recipe.baseline_frames))
         .astype(np.float32),
-        "level": np.zeros((n, 2), np.float32),
+        "level": np.zeros((n, LEVEL_QUANTITIES), np.float32),
         "neuron": bundle.neurons(work.rois, unknown="mark").vectors,
         "stimulus": np.stack([bundle.stimulus(name) for name in stimuli]),
         "row_neuron": np.tile(np.arange(rows), len(stimuli)),
