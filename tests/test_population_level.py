@@ -71,12 +71,12 @@ def test_brightness_is_no_activity(window: NDArray[np.float32], brightness: floa
     np.testing.assert_allclose(found, known.of(window), atol=1e-4)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_value_that_is_not_finite_counts_as_the_usual_one(value: float) -> None:
+@pytest.mark.parametrize("values", [(np.nan,), (np.inf,), (-np.inf,), (np.inf, -np.inf)])
+def test_a_value_that_is_not_finite_counts_as_the_usual_one(values: tuple[float, ...]) -> None:
     known, window = made(), np.random.default_rng(1).uniform(80, 120, (FRAMES, NEURONS)).astype(np.float32)
     away = [neuron for neuron in range(NEURONS) if neuron != 2]
     fewer = PopulationLevel(**{name: array[away] for name, array in vars(known).items()})
-    window[-3, 2] = value
+    window[-3 : -3 + len(values), 2] = values
     with np.errstate(all="raise"):
         found = known.of(window)
     np.testing.assert_allclose(found, fewer.of(window[:, away]), atol=1e-6)

@@ -66,7 +66,8 @@ def recent_fluorescence(window: NDArray[np.float32], *, observed: NDArray[np.boo
     seen = window if observed is None or observed.all() else window[observed]
     tail = seen[-POPULATION_FRAMES:]
     # As in `signal.baseline_f0`, float32 values add up exactly in float64, whatever the order.
-    total: Floats = tail.sum(0, dtype=np.float64)
+    with np.errstate(invalid="ignore"):  # a client may send infinities of either sign
+        total: Floats = tail.sum(0, dtype=np.float64)
     return total / len(tail) if len(tail) else np.full(window.shape[1], np.nan)
 
 
