@@ -14,6 +14,7 @@ from small_model import sources_of, tiny_forecaster, tiny_pretrained, tiny_train
 from small_recording import small_recording
 from threadpoolctl import threadpool_limits
 
+from quantformer.config import F0_LEVELS
 from quantformer.errors import UsageError
 from quantformer_training.boosted import BoostedTrees
 from quantformer_training.examples import Examples
@@ -41,6 +42,7 @@ def test_the_chance_is_the_mean_of_the_regressions_and_the_trees(rows: Examples)
     made = BoostedTrees.fit(shortcut, rows, seed=0)
     assert made is not None
     inputs = shortcut.inputs(rows.baseline, rows.tuning, rows.level).double().numpy()
+    inputs = np.delete(inputs, [22, 23], axis=1)  # the population's level, which trees do not read
     alone = HistGradientBoostingClassifier(
         max_iter=120, max_leaf_nodes=4, learning_rate=0.05, early_stopping=False, random_state=0
     ).fit(inputs, rows.active.numpy())
@@ -50,6 +52,21 @@ def test_the_chance_is_the_mean_of_the_regressions_and_the_trees(rows: Examples)
         shortcut.linear.bias.fill_(9.0)
     expected = 0.5 * (linear + alone.predict_proba(inputs)[:, 1])
     np.testing.assert_allclose(made.chance(rows).numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_population_moves_the_regression_and_not_the_trees(rows: Examples) -> None:
+    shortcut = tiny_forecaster().activation.shortcut
+    with torch.no_grad():
+        shortcut.linear.weight.normal_(0.0, 0.01)
+    made = BoostedTrees.fit(shortcut, rows, seed=0)
+    assert made is not None
+    level = rows.level.clone()
+    level[:, F0_LEVELS:] += 1.0
+    moved = replace(rows, level=level)
+    with torch.no_grad():
+        linear = [shortcut(one.baseline, one.tuning, one.level)[:, 0].sigmoid() for one in (rows, moved)]
+    assert (linear[0] != linear[1]).all()
+    torch.testing.assert_close(made.chance(moved) - made.chance(rows), 0.5 * (linear[1] - linear[0]), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("weight", [0.25, 1.0])

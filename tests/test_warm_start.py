@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GroupKFold, cross_val_score
 from small_model import tiny_forecaster
 
+from quantformer.config import F0_LEVELS, POPULATION_LEVELS
 from quantformer.forecaster import Forecaster, Shortcut
 from quantformer.tokens import TaskTokens
 from quantformer_training.examples import Examples
@@ -47,6 +48,12 @@ def tokens() -> TaskTokens:
 def inputs_of(shortcut: Shortcut, rows: Examples) -> np.ndarray:
     found = shortcut.inputs(rows.baseline, rows.tuning, rows.level).double().numpy()
     standard: np.ndarray = (found - found.mean(0)) / (found.std(0) + 1e-9)
+    other = rows.level.clone()
+    other[:, F0_LEVELS:] += 1.0
+    of_population = (shortcut.inputs(rows.baseline, rows.tuning, other).double().numpy() != found).any(0)
+    assert of_population.sum() == POPULATION_LEVELS
+    # Half as large, so that a weight of the same effect is twice as large and its penalty four times.
+    standard[:, of_population] /= 2.0
     return standard
 
 

@@ -4,8 +4,8 @@ Each task has its own copy of the pre-trained encoder and its own [NEURON] and [
 question also carries its *tuning*: what this neuron did after this stimulus in training (rate of active responses, mean
 response), from a regularised regression. With six trials a neuron and stimulus, vectors learned by gradient do not find
 this; without it the network is behind a table of rates. It also carries the *level*: how F0 stands against the neuron's usual
-fluorescence, which dF/F alone does not tell. `ServingGraph` is the whole as one function of data, which is
-what a bundle holds.
+fluorescence, which dF/F alone does not tell, and how the neurons together stand against what they usually do. `ServingGraph`
+is the whole as one function of data, which is what a bundle holds.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from quantformer.autoencoder import Encoder, FrozenAutoencoder
 from quantformer.config import (
     BASELINE_BINS,
+    F0_LEVELS,
     KNOWN_QUANTITIES,
     LEVEL_QUANTITIES,
     SUMMARY_QUANTITIES,
@@ -64,8 +65,11 @@ def known_beforehand(tuning: Tensor, level: Tensor) -> Tensor:
 
 class Shortcut(nn.Module, ABC):
     """A linear map around the transformer to ``outputs`` numbers, from ``inputs`` of what the baseline, its level and the
-    tuning tell. Made at zero, as the paper's network; training begins at a regression.
+    tuning tell. Made at zero, as the paper's network; training begins at a regression. ``population`` are those of the inputs
+    that tell the population's level.
     """
+
+    population: slice
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -90,12 +94,14 @@ class ActivationShortcut(Shortcut):
     they tell it. The summary also as signed logarithm: a transient twice as high does not fall back twice as surely.
     """
 
+    population = slice(2 * SUMMARY_QUANTITIES + F0_LEVELS, 2 * SUMMARY_QUANTITIES + LEVEL_QUANTITIES)
+
     def __init__(self) -> None:
         super().__init__(2 * SUMMARY_QUANTITIES + LEVEL_QUANTITIES + TUNING_RATES, 1)
 
     @staticmethod
     def inputs(baseline: Tensor, tuning: Tensor, level: Tensor) -> Tensor:
-        """``[B, 24]``."""
+        """``[B, 26]``."""
         plain = summary(baseline)
         odds = known_beforehand(tuning, level)[:, : LEVEL_QUANTITIES + TUNING_RATES]
         return torch.cat([plain, plain.sign() * torch.log1p(plain.abs()), odds], dim=1)
@@ -104,12 +110,14 @@ class ActivationShortcut(Shortcut):
 class ResponseShortcut(Shortcut):
     """To a trace."""
 
+    population = slice(SUMMARY_QUANTITIES + F0_LEVELS, SUMMARY_QUANTITIES + LEVEL_QUANTITIES)
+
     def __init__(self, frames: int) -> None:
         super().__init__(SUMMARY_QUANTITIES + LEVEL_QUANTITIES + TUNING_QUANTITIES, frames)
 
     @staticmethod
     def inputs(baseline: Tensor, tuning: Tensor, level: Tensor) -> Tensor:
-        """``[B, 22]``."""
+        """``[B, 24]``."""
         return torch.cat([summary(baseline), level, tuning], dim=1)
 
 

@@ -2,7 +2,8 @@
 
 Beyond the paper. A label is one draw of a chance; what trees say of a row is an estimate of the chance itself, and bends where a
 linear shortcut cannot: a transient under way means little to a silent neuron. They read what the shortcut reads, nothing more, so
-that whatever they know a network can learn; what it learns beyond them comes from what happened. Trees are not served.
+that whatever they know a network can learn; what it learns beyond them comes from what happened. The population's level they do
+not read: all rows of a moment share it, and trees that split at it learn single moments. Trees are not served.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_limits
 from torch import Tensor
@@ -39,7 +42,7 @@ class BoostedTrees:
         )
         # On one thread: a sum over several has no order, and a run that resumes has to find the same trees.
         with threadpool_limits(1):
-            trees.fit(_inputs(shortcut, rows).double().numpy(), active)
+            trees.fit(_read(_inputs(shortcut, rows)), active)
         return cls(shortcut=copy.deepcopy(shortcut).cpu(), trees=trees)
 
     @torch.no_grad()
@@ -47,7 +50,7 @@ class BoostedTrees:
         """Probability of an active response ``[B]``, not calibrated, where the rows are."""
         inputs = _inputs(self.shortcut, rows)
         linear = (SHORTCUT_GAIN * self.shortcut.linear(inputs))[:, 0].sigmoid()
-        boosted = torch.from_numpy(self.trees.predict_proba(inputs.double().numpy())[:, 1]).to(linear.dtype)
+        boosted = torch.from_numpy(self.trees.predict_proba(_read(inputs))[:, 1]).to(linear.dtype)
         chance: Tensor = 0.5 * (linear + boosted)
         return chance.to(rows.active.device)
 
@@ -60,3 +63,9 @@ class BoostedTrees:
 def _inputs(shortcut: ActivationShortcut, rows: Examples) -> Tensor:
     """``[B, inputs]`` on the CPU, where the trees are: of rows on a GPU nothing else leaves it."""
     return shortcut.inputs(rows.baseline, rows.tuning, rows.level).cpu()
+
+
+def _read(inputs: Tensor) -> NDArray[np.float64]:
+    """What trees read of the shortcut's inputs."""
+    read: NDArray[np.float64] = np.delete(inputs.double().numpy(), ActivationShortcut.population, axis=1)
+    return read

@@ -27,6 +27,9 @@ _REPEATS = 4
 _LOGISTIC_C = (0.01, 0.03, 0.1, 0.3)
 _RIDGE_ALPHA = (10_000.0, 3000.0, 1000.0, 300.0, 100.0)
 _FOLDS = 5
+#: The population's level is taken for varying so many times less than it does, so that its weights are pulled harder by the
+#: square of it: all rows of a moment share it, and there are far fewer moments than rows.
+_POPULATION_PULL = 2.0
 
 
 def start_rows(real: RowSource, pseudo: RowSource, *, seed: int) -> Examples:
@@ -107,9 +110,12 @@ def _chosen(models: list[Any], inputs: NDArray[np.float64], target: NDArray[Any]
 def _standardised(
     shortcut: Shortcut, rows: Examples
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """The shortcut's inputs ``(B, inputs)`` with mean 0 and deviation 1, and what was taken from them."""
+    """The shortcut's inputs ``(B, inputs)`` with mean 0 and deviation 1 (of the population's level less), and what was taken
+    from them.
+    """
     inputs = shortcut.inputs(rows.baseline, rows.tuning, rows.level).double().numpy()
     centre, scale = inputs.mean(0), inputs.std(0) + 1e-9
+    scale[shortcut.population] *= _POPULATION_PULL
     return (inputs - centre) / scale, centre, scale
 
 
