@@ -121,9 +121,7 @@ def spoilt(recording: Recording, *, after: int) -> Recording:
 
 def spread(trials: Trials, count: int) -> Trials:
     """So many of the trials, first to last."""
-    index = np.linspace(0, len(trials.moments) - 1, count).astype(np.intp)
-    arrays = {name: getattr(trials, name)[index] for name in ("baseline", "response", "f0", "valid", "active")}
-    return replace(trials, moments=trials.moments.select(index), **arrays)
+    return trials.select(np.linspace(0, len(trials.moments) - 1, count).astype(np.intp))
 
 
 def described(moments: Moments, i: int) -> wire.Stimulus:

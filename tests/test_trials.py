@@ -361,3 +361,14 @@ def test_a_recording_without_stimuli_has_no_moments() -> None:
     found = pseudo_moments(recording, np.array([100, 200]), recipe=RECIPE)
     assert found.category == (NOTHING, NOTHING)
     assert found.trial.tolist() == [-1, -1]
+
+
+def test_chosen_trials_keep_everything_that_is_known_of_them() -> None:
+    trials = reader_of(small_recording()).read(real_moments(small_recording()), part="train")
+    index = np.array([5, 0, 2])
+    chosen = trials.select(index)
+    assert chosen.moments.frame.tolist() == [int(trials.moments.frame[i]) for i in index]
+    for name, known in vars(trials).items():
+        if name not in ("moments", "rejected"):
+            np.testing.assert_array_equal(getattr(chosen, name), known[index], err_msg=name)
+            assert name == "valid" or len(np.unique(known)) > 1, f"every {name} is alike: nothing is tested"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -164,6 +165,11 @@ class Trials:
     graded: NDArray[np.float64]
     population: NDArray[np.float32]
     rejected: Mapping[str, int]
+
+    def select(self, index: NDArray[np.intp]) -> Trials:
+        """The trials at an index; what was rejected is still that of all of them."""
+        arrays: dict[str, Any] = {name: one[index] for name, one in vars(self).items() if isinstance(one, np.ndarray)}
+        return replace(self, moments=self.moments.select(index), **arrays)
 
 
 class TrialReader:

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from quantformer_cli.demo_scores import select
 from quantformer_cli.demo_summary import Check, Outcome, machine, percentiles, versions
 from quantformer_client.wire import Decision
 from quantformer_training.comparison import Comparison
@@ -110,7 +109,7 @@ def _panels(outcome: Outcome, fitted: Fitted) -> Picture:
     """Panels drawn by lot, half of them active."""
     answers = outcome.streamed.answers
     test = fitted.real["test"]
-    trials = select(test, np.flatnonzero(np.isin(test.moments.trial, list(answers))))
+    trials = test.select(np.flatnonzero(np.isin(test.moments.trial, list(answers))))
     rng = np.random.default_rng(outcome.seed)
     chosen: list[tuple[int, int]] = []
     for wanted in (True, False):

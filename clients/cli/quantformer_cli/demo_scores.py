@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quantformer_cli.demo_stream import Heard
 from quantformer_training.calibrate import probability
@@ -84,7 +83,7 @@ def score(
     minutes = sum(stop - start for start, stop in fitted.split.test) / rate_hz / 60.0
     threshold = fitted.calibrated.thresholds["default"]
     real = fitted.real["test"]
-    chosen = select(real, np.flatnonzero(np.isin(real.moments.trial, list(answers))))
+    chosen = real.select(np.flatnonzero(np.isin(real.moments.trial, list(answers))))
     rows = rows_of(chosen)
     return Scores(
         streamed=compare_with_baselines(
@@ -139,7 +138,7 @@ def agreement(fitted: Fitted, trials: Trials, answers: Mapping[int, Heard]) -> A
     for lead in np.unique(leads):
         index = np.flatnonzero(leads == lead)
         told = [heard[i] for i in index]
-        examples = fitted.source(select(asked, index)).at_lead(int(lead))
+        examples = fitted.source(asked.select(index)).at_lead(int(lead))
         made = fitted.model.predict(examples)
         moment, neuron = examples.moment.numpy(), examples.neuron.numpy()
         valid = np.stack([answer.valid for answer in told])
@@ -160,15 +159,6 @@ def agreement(fitted: Fitted, trials: Trials, answers: Mapping[int, Heard]) -> A
         windows=one_sided,
         probability=float(worst[0]),
         response=float(worst[1]),
-    )
-
-
-def select(trials: Trials, index: NDArray[np.intp]) -> Trials:
-    """The trials at ``index``."""
-    return replace(
-        trials,
-        moments=trials.moments.select(index),
-        **{name: getattr(trials, name)[index] for name in ("baseline", "response", "f0", "valid", "active")},
     )
 
 
@@ -216,13 +206,13 @@ def _withheld(fitted: Fitted, trials: Trials, lead: int) -> Trials:
 def _thinned(trials: Trials) -> Trials:
     """One pseudo-onset a presentation, the middle one: neighbours a tenth of a second apart say the same again."""
     _, first, count = np.unique(trials.moments.trial, return_index=True, return_counts=True)
-    return select(trials, first + count // 2)
+    return trials.select(first + count // 2)
 
 
 def _known(parts: Mapping[str, Trials]) -> list[Trials]:
     """Training and validation trials, each once: a model that was fitted again at the end was trained on both."""
     train, validation = parts["train"], parts["validation"]
-    return [train, select(validation, np.flatnonzero(~np.isin(validation.moments.frame, train.moments.frame)))]
+    return [train, validation.select(np.flatnonzero(~np.isin(validation.moments.frame, train.moments.frame)))]
 
 
 def _concatenated(trials: list[Trials]) -> Rows:
