@@ -354,6 +354,17 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> Non
     assert checkpoint.read_bytes() == before
 
 
+def test_a_checkpoint_of_a_network_of_other_sizes_is_refused(tmp_path: Path) -> None:
+    """As one that was begun by a version whose network read fewer numbers."""
+    checkpoint = tmp_path / "test.pt"
+    train(network_of(), checkpoint=checkpoint)
+    before = checkpoint.read_bytes()
+    wider = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.3), nn.Linear(8, 1))
+    with pytest.raises(DataError, match=r"of other sizes .*size mismatch for 0.weight.* another version: .*remove it"):
+        train(wider, checkpoint=checkpoint)
+    assert checkpoint.read_bytes() == before
+
+
 def test_a_newer_checkpoint_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "test.pt"
     torch.save({"schema": CHECKPOINT_SCHEMA + 1, "fingerprint": ""}, path)

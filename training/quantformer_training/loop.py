@@ -134,7 +134,13 @@ def run_loop(
     state, random_state = _State(best_weights=copy.deepcopy(network.state_dict())), []
     if checkpoint is not None and checkpoint.exists():
         loaded = load_checkpoint(checkpoint, fingerprint=fingerprint)
-        network.load_state_dict(loaded["network"])
+        try:
+            network.load_state_dict(loaded["network"])
+        except RuntimeError as error:
+            raise DataError(
+                f"{checkpoint} holds a network of other sizes than this software trains ({str(error).splitlines()[-1].strip()}); "
+                "it was begun by another version: choose another directory or remove it"
+            ) from None
         optimizer.load_state_dict(loaded["optimizer"])
         # A checkpoint of schema 1 stands at the beginning of an epoch and says nothing of steps.
         state = _State(**{name: loaded[name] for name in vars(state) if name in loaded})
