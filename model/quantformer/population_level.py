@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quantformer.config import F0_LEVELS, POPULATION_LEVELS
+from quantformer.config import F0_LEVELS, LEVEL_QUANTITIES, POPULATION_LEVELS
 from quantformer.signal import LARGEST_LEVEL
 
 #: Frames that the level is read from: the last ones that were observed.
@@ -84,6 +84,6 @@ def joined_level(f0: NDArray[np.float32], population: NDArray[np.float32]) -> ND
     """The network's ``level`` ``(neurons, LEVEL_QUANTITIES)``: each neuron's own ``(neurons, F0_LEVELS)`` and that of the
     population, ``(POPULATION_LEVELS,)`` for all or ``(neurons, POPULATION_LEVELS)``.
     """
-    level = np.empty((len(f0), F0_LEVELS + POPULATION_LEVELS), np.float32)
+    level = np.empty((len(f0), LEVEL_QUANTITIES), np.float32)
     level[:, :F0_LEVELS], level[:, F0_LEVELS:] = f0, population
     return level

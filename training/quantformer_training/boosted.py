@@ -3,7 +3,8 @@
 Beyond the paper. A label is one draw of a chance; what trees say of a row is an estimate of the chance itself, and bends where a
 linear shortcut cannot: a transient under way means little to a silent neuron. They read what the shortcut reads, nothing more, so
 that whatever they know a network can learn; what it learns beyond them comes from what happened. The population's level they do
-not read: all rows of a moment share it, and trees that split at it learn single moments. Trees are not served.
+not read: all rows of a moment share it, and on three of four development sets trees that read it were worse (docs/training.md).
+Trees are not served.
 """
 
 from __future__ import annotations

@@ -316,7 +316,7 @@ class IndexedSource:
         # A neuron that the network does not know is told no level, as in serving.
         told = [np.where(one.neuron == UNKNOWN, 0.0, one.trials.usual_f0) for one in self.parts]
         usual = self._of(index, told, by="neuron")
-        # Gaps are not looked for: the level moves little within them.
+        # Of what is withheld only how much is missing at the end counts here; gaps before it are read through.
         lead, population = lead_of(missing)[group], np.empty((len(index), POPULATION_LEVELS), np.float32)
         for number, one in enumerate(self.parts):
             here = self._here(index, number)
