@@ -15,7 +15,7 @@ from small_recording import GRATING, small_recording
 from tiny_study import TINY, tiny_cohort
 
 from quantformer.losses import activation_loss
-from quantformer.patches import from_patches, to_patches
+from quantformer.patches import to_patches
 from quantformer_training import joint as module
 from quantformer_training.contest import contest
 from quantformer_training.finetune import response_loss, tokens_of
@@ -131,7 +131,7 @@ def test_a_prediction_is_what_its_parts_say(sources: Sources) -> None:
         encoded = encoder.transformer(torch.stack(sequence, dim=1))
         logit = activation.head(encoded[:, 0]) + activation.shortcut(rows.baseline, rows.tuning, rows.level)
         codes = response.head(encoded[:, 3:]).softmax(-1) @ forecaster.teacher.codebook.codebook
-        correction = from_patches(response.refine(encoded[:, 9:]))
+        correction = response.refine(encoded[:, 3:].flatten(1))
         correction = correction + response.shortcut(rows.baseline, rows.tuning, rows.level)
         trace = (forecaster.teacher.decode(codes)[:, 96:] + correction) * SCALE
     np.testing.assert_allclose(made.logit, logit[:, 0].numpy(), atol=1e-5)

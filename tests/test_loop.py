@@ -55,6 +55,7 @@ def train(
     fingerprint: str = "same",
     stop_after: int | None = None,
     seen: list[Progress] | None = None,
+    averaged: bool = False,
 ) -> LoopResult:
     """A small regression with dropout and random batches; ``validations`` are dictated where given."""
     generator = torch.Generator().manual_seed(7)
@@ -80,7 +81,7 @@ def train(
 
     return run_loop(
         stage="test", network=network, config=config, losses=losses, validate=validate, report=report,
-        checkpoint=checkpoint, fingerprint=fingerprint,
+        checkpoint=checkpoint, fingerprint=fingerprint, averaged=averaged,
     )  # fmt: skip
 
 
@@ -135,15 +136,16 @@ def test_progress_says_what_happened() -> None:
     assert seen[-1].seconds_left == 0.0
 
 
+@pytest.mark.parametrize("averaged", [False, True], ids=["plain", "averaged"])
 @pytest.mark.parametrize("stop", [1, 3, 5])
-def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path: Path, stop: int) -> None:
+def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path: Path, stop: int, averaged: bool) -> None:
     whole = network_of()
-    expected = train(whole)
+    expected = train(whole, averaged=averaged)
     checkpoint = tmp_path / "runs" / "test.pt"
     with pytest.raises(Stopped):
-        train(network_of(), checkpoint=checkpoint, stop_after=stop)
+        train(network_of(), checkpoint=checkpoint, stop_after=stop, averaged=averaged)
     resumed = network_of(seed=99)
-    result = train(resumed, checkpoint=checkpoint)
+    result = train(resumed, checkpoint=checkpoint, averaged=averaged)
     assert weights(resumed) == weights(whole)
     assert result == dataclasses.replace(expected, epochs_run=6 - stop)
 
@@ -170,9 +172,12 @@ def test_patience_survives_a_resume(tmp_path: Path) -> None:
     assert result == LoopResult(best_epoch=0, best_validation=1.0, epochs_run=1)
 
 
+@pytest.mark.parametrize("averaged", [False, True], ids=["plain", "averaged"])
 @pytest.mark.parametrize("direct", [False, True], ids=["functions", "losses"])
 @pytest.mark.parametrize("stop", [15, 16, 17, 33, 48, 49])
-def test_a_run_stopped_inside_an_epoch_resumes_to_the_same_bits(tmp_path: Path, stop: int, direct: bool) -> None:
+def test_a_run_stopped_inside_an_epoch_resumes_to_the_same_bits(
+    tmp_path: Path, stop: int, direct: bool, averaged: bool
+) -> None:
     inputs = torch.randn(96, 4, generator=torch.Generator().manual_seed(3))
     seen: list[Progress] = []
 
@@ -196,7 +201,7 @@ def test_a_run_stopped_inside_an_epoch_resumes_to_the_same_bits(tmp_path: Path, 
         return run_loop(
             stage="test", network=network, config=dataclasses.replace(CONFIG, epochs=2), losses=losses,
             validate=lambda: float(network(inputs).square().mean()), report=seen.append, checkpoint=checkpoint,
-            fingerprint="same", checkpoint_s=0.0,
+            fingerprint="same", checkpoint_s=0.0, averaged=averaged,
         )  # fmt: skip
 
     def counting(seed: int = 0) -> nn.Module:
@@ -222,7 +227,7 @@ def test_a_run_stopped_inside_an_epoch_resumes_to_the_same_bits(tmp_path: Path, 
 
 
 def test_a_killed_program_ends_with_the_weights_of_one_that_was_not(tmp_path: Path) -> None:
-    kinds = ("regression", "direct", "pretraining")
+    kinds = ("regression", "direct", "averaged", "pretraining")
     done = subprocess.run(
         [sys.executable, str(PROGRAM), str(tmp_path), ",".join(kinds), "dropout=0.3", "epochs=3", "kills=4"],
         capture_output=True, text=True, timeout=300, check=True, env=clean_environment(),

@@ -49,7 +49,8 @@ def train(kind: str, folder: Path, *, wish: Wish, machine: Accelerator) -> None:
     """Train, and write the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     loop = LoopConfig(epochs=wish.epochs, learning_rate=1e-2)
-    make = _pretraining if kind == "pretraining" else partial(_regression, direct=kind == "direct")
+    regression = partial(_regression, direct=kind == "direct", averaged=kind == "averaged")
+    make = _pretraining if kind == "pretraining" else regression
     network = make(folder, loop=loop, machine=machine, dropout=wish.dropout)
     torch.save(network.state_dict(), folder / f"weights-{machine.rank}.pt")
 
@@ -101,7 +102,9 @@ def regression_network(dropout: float) -> nn.Module:
     return network
 
 
-def _regression(folder: Path, *, loop: LoopConfig, machine: Accelerator, dropout: float, direct: bool) -> nn.Module:
+def _regression(
+    folder: Path, *, loop: LoopConfig, machine: Accelerator, dropout: float, direct: bool, averaged: bool
+) -> nn.Module:
     network = regression_network(dropout)
     with torch.no_grad():
         # Every process must begin as the first does.
@@ -125,7 +128,7 @@ def _regression(folder: Path, *, loop: LoopConfig, machine: Accelerator, dropout
 
     run_loop(
         stage="test", network=network, config=loop, losses=losses, validate=validate, report=_tell,
-        checkpoint=folder / "test.pt", accelerator=machine, checkpoint_s=0.0,
+        checkpoint=folder / "test.pt", accelerator=machine, checkpoint_s=0.0, averaged=averaged,
     )  # fmt: skip
     return network
 

@@ -30,7 +30,7 @@ from quantformer.config import (
     TUNING_RATES,
     ModelConfig,
 )
-from quantformer.patches import from_patches, to_patches
+from quantformer.patches import to_patches
 
 #: Index of each task's vectors in arrays of shape ``[..., 2, d]``.
 ACTIVATION: Final = 0
@@ -173,7 +173,7 @@ class ResponseNetwork(nn.Module):
         self.known = nn.Linear(KNOWN_QUANTITIES, config.d)
         self.bin_tuning = nn.Linear(TUNING_BINS // config.response_patches, config.d)
         self.shortcut = ResponseShortcut(config.response_frames)
-        self.refine = nn.Linear(config.d, config.patch_frames)
+        self.refine = nn.Linear(config.d * config.patches, config.response_frames)
         nn.init.zeros_(self.refine.weight)
         nn.init.zeros_(self.refine.bias)
         self.head = nn.Sequential(nn.Linear(config.d, 2 * config.d), nn.GELU(), nn.Linear(2 * config.d, config.codes))
@@ -190,10 +190,8 @@ class ResponseNetwork(nn.Module):
         masks = self.encoder.mask_token + embedding.position[self.config.baseline_patches :] + self.bin_tuning(bins)
         sequence = torch.cat([neuron[:, None], stimulus[:, None], tokens, masks], dim=1)
         encoded = self.encoder.transformer(sequence, self.READ)
-        response = from_patches(self.refine(encoded[:, self.config.baseline_patches :]))
-        return ResponseAnswer(
-            code_logits=self.head(encoded), correction=response + self.shortcut(baseline, tuning, level)
-        )
+        correction = self.refine(encoded.flatten(1)) + self.shortcut(baseline, tuning, level)
+        return ResponseAnswer(code_logits=self.head(encoded), correction=correction)
 
 
 class Forecaster(nn.Module):

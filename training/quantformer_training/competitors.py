@@ -193,6 +193,7 @@ def train_network(
                     checkpoint=_file(checkpoints, stage + part),
                     fingerprint=mark + part,
                     accelerator=machine,
+                    averaged=True,
                 )
         tried[rate] = result.best_validation
         if chosen is None or result.best_validation < chosen[2].best_validation:

@@ -73,7 +73,7 @@ class FinetuneConfig:
     moment_rows: int = 60_000
     drop_ids: float = 0.1
     drop_stimulus: float = 0.1
-    boosted_weight: float = 0.75
+    boosted_weight: float = 0.5
     decoded_weight: float = 10.0
     shape_weight: float = 2.0
 
@@ -238,6 +238,7 @@ def finetune(
                     checkpoint=None if checkpoints is None else checkpoints / f"{name}.pt".replace(" ", "-"),
                     fingerprint=f"{fingerprint} {name} {config} {digest[:16]}",
                     accelerator=machine,
+                    averaged=True,
                 )
         results.append(result)
     nn.ModuleList([forecaster, *tokens]).cpu()

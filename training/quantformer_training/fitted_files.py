@@ -35,8 +35,8 @@ from quantformer_training.tuning import Tuning
 
 FACTS, WEIGHTS = "fitted.json", "fitted.pt"
 #: Number of the schema of `FACTS`; others are refused. 2: says what taught it. 3: tuning has what categories share, and two
-#: strengths. 4: networks are told the population's level.
-SCHEMA = 4
+#: strengths. 4: networks are told the population's level. 5: the forecast's correction reads all of its tokens.
+SCHEMA = 5
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from quantformer.config import TUNING_RATES
 from quantformer.forecaster import Forecaster, ResponseAnswer, known_beforehand
 from quantformer.losses import activation_loss
-from quantformer.patches import from_patches, to_patches
+from quantformer.patches import to_patches
 from quantformer.tokens import TaskTokens
 from quantformer_training.accelerator import Accelerator
 from quantformer_training.ahead import drawn_ahead
@@ -62,10 +62,10 @@ class JointModel(nn.Module):
         masks = encoder.mask_token + encoder.embedding.position[config.baseline_patches :] + response.bin_tuning(bins)
         encoded = encoder.transformer(torch.cat([told, patches, masks], dim=1))
         logit = activation.head(encoded[:, 0]) + activation.shortcut(rows.baseline, rows.tuning, rows.level)
-        refined = from_patches(response.refine(encoded[:, told.shape[1] + config.baseline_patches :]))
+        window = encoded[:, told.shape[1] :]
         answer = ResponseAnswer(
-            code_logits=response.head(encoded[:, told.shape[1] :]),
-            correction=refined + response.shortcut(rows.baseline, rows.tuning, rows.level),
+            code_logits=response.head(window),
+            correction=response.refine(window.flatten(1)) + response.shortcut(rows.baseline, rows.tuning, rows.level),
         )
         return logit[:, 0], answer
 
@@ -148,5 +148,6 @@ def finetune_joint(
                 validate=lambda: sum(now / first for now, first in zip(errors(), before, strict=True)),
                 report=report,
                 accelerator=machine,
+                averaged=True,
             )
     return model.cpu().eval()

@@ -9,7 +9,7 @@ import os
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from quantformer.errors import DataError, UnavailableError
 from quantformer_training.accelerator import Accelerator
+from quantformer_training.averaging import AveragedWeights
 from quantformer_training.freed_memory import keep_freed
 
-#: Number of the checkpoint's schema. Older ones are read, newer ones refused. 2: inside an epoch, too.
-CHECKPOINT_SCHEMA = 2
+#: Number of the checkpoint's schema. Older ones are read, newer ones refused. 2: inside an epoch, too. 3: averaged weights.
+CHECKPOINT_SCHEMA = 3
 #: Seconds between checkpoints inside an epoch, and after how many steps the clock is looked at.
 CHECKPOINT_S = 120.0
 LOOK_STEPS = 16
@@ -91,6 +92,8 @@ class _State:
     best: float = math.inf
     best_epoch: int = -1
     best_weights: dict[str, Any]
+    mean_weights: list[Tensor] = field(default_factory=list)
+    mean_steps: int = 0
     step: int = 0
     total: float = 0.0
     seconds: float = 0.0
@@ -108,8 +111,12 @@ def run_loop(
     fingerprint: str = "",
     accelerator: Accelerator | None = None,
     checkpoint_s: float = CHECKPOINT_S,
+    averaged: bool = False,
 ) -> LoopResult:
     """Train ``network`` on the losses that ``losses(epoch)`` yields, keep the epoch with the lowest ``validate()``.
+
+    ``averaged``: what is validated and kept are `AveragedWeights`, not those of the last step. (An auto-encoder's are not:
+    its quantiser moves codes by more than gradients.)
 
     All randomness of an epoch is drawn from ``(seed, epoch)``, and a checkpoint inside an epoch (about every
     ``checkpoint_s`` seconds) holds the state of torch's generators, so a run that resumes from ``checkpoint`` continues
@@ -142,12 +149,16 @@ def run_loop(
                 "it was begun by another version: choose another directory or remove it"
             ) from None
         optimizer.load_state_dict(loaded["optimizer"])
-        # A checkpoint of schema 1 stands at the beginning of an epoch and says nothing of steps.
+        # A checkpoint of schema 1 stands at the beginning of an epoch and says nothing of steps; before 3 there was no mean,
+        # which begins at the weights.
         state = _State(**{name: loaded[name] for name in vars(state) if name in loaded})
         random_state = loaded.get("random_state", [])
+    average = AveragedWeights(trainable, mean=state.mean_weights, steps=state.mean_steps) if averaged else None
 
     def save() -> None:
         if checkpoint is not None:
+            if average is not None:
+                state.mean_weights, state.mean_steps = average.mean, average.steps
             # Asked of every process, written by one.
             content = {**vars(state), "network": network.state_dict(), "optimizer": optimizer.state_dict()}
             content["random_state"] = machine.random_state() if state.step else []
@@ -179,6 +190,8 @@ def run_loop(
             machine.average_gradients(trainable)
             nn.utils.clip_grad_norm_(trainable, config.gradient_clip)
             optimizer.step()
+            if average is not None:
+                average.add()
             # Kept on the device: to read it at every step would wait for every step.
             total += loss.detach()
             state.step += 1
@@ -191,16 +204,16 @@ def run_loop(
             raise DataError(f"{stage}: epoch {epoch} had not one batch; there is nothing to learn from")
         mean = machine.mean(float(total)) / state.step
         network.eval()
-        with torch.no_grad():
+        with torch.no_grad(), contextlib.nullcontext() if average is None else average.in_place():
             validation = machine.mean(validate())
+            if validation < state.best or config.stop_after is not None:
+                state.best, state.best_epoch = validation, epoch
+                state.best_weights = copy.deepcopy(network.state_dict())
         if not math.isfinite(mean) or not math.isfinite(validation):
             raise DataError(
                 f"{stage}: the loss of epoch {epoch} is {mean}, on validation {validation}; lower the learning rate or look "
                 "for NaN in the data"
             )
-        if validation < state.best or config.stop_after is not None:
-            state.best, state.best_epoch = validation, epoch
-            state.best_weights = copy.deepcopy(network.state_dict())
         state.epoch, state.step, state.total, state.seconds = epoch + 1, 0, 0.0, 0.0
         save()
         if machine.rank == 0:
