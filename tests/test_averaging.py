@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from small_recording import GRATING
+from tiny_study import TINY, tiny_cohort
 from torch import Tensor, nn
 
+from quantformer_training import competitors, finetune, joint, pretrain
 from quantformer_training.averaging import LARGEST_DECAY, AveragedWeights
-from quantformer_training.loop import LoopConfig, run_loop
+from quantformer_training.contest import contest
+from quantformer_training.loop import LoopConfig, LoopResult, run_loop
+from quantformer_training.pretrain_cohort import pretrain_cohort
 
 
 def test_each_step_moves_the_mean_by_what_its_number_says() -> None:
@@ -107,3 +114,26 @@ def test_the_loop_validates_and_keeps_the_mean_and_trains_without_it() -> None:
     torch.testing.assert_close(network.weight.detach(), means[-1])
     trained = [weight for look, weight in enumerate(during) if look % 7 != 6]
     assert all(map(torch.equal, trained, (weight for look, weight in enumerate(after_each_step) if look % 7 != 6)))
+
+
+def test_every_network_of_a_task_is_averaged_and_no_auto_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = dict[str, bool]()
+
+    def watched(**given: Any) -> LoopResult:
+        asked[given["stage"]] = given.get("averaged", False)
+        return run_loop(**given)
+
+    for module in (pretrain, finetune, joint, competitors):
+        monkeypatch.setattr(module, "run_loop", watched)
+    cohort = tiny_cohort(tmp_path, mice=1)
+    names = tuple(str(tmp_path / session.name) for session in cohort.sessions)
+    pretrain_cohort(sessions=names, effort=TINY, out=str(tmp_path / "pretrained"), seed=0)
+    entries = contest(
+        sessions=names, mouse="m0", category=GRATING, models=("quantformer", "quantformer_joint", "quantformer_paper", "lstm"),
+        pretrained=str(tmp_path / "pretrained"), effort=TINY, seed=0,
+    )  # fmt: skip
+    assert [entry.failure for entry in entries] == [""] * 4
+    plain = {stage for stage, averaged in asked.items() if not averaged}
+    assert {"activation", "forecast", "both tasks", "LSTM activation", "LSTM forecast"} <= asked.keys() - plain
+    assert len(plain) == 1
+    assert all("pre-training" in stage for stage in plain)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import pickle
 import platform
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -282,9 +283,19 @@ def test_an_older_checkpoint_is_read(tmp_path: Path) -> None:
     # Schema 1 knew nothing of what happens inside an epoch.
     older = {name: state[name] for name in ("network", "optimizer", "best", "best_epoch", "best_weights", "epoch")}
     torch.save({**older, "schema": 1, "fingerprint": "same"}, checkpoint)
+    shutil.copy(checkpoint, tmp_path / "copy.pt")
     resumed = network_of(seed=4)
     train(resumed, checkpoint=checkpoint)
     assert weights(resumed) == weights(whole)
+    # It knew of no mean: that begins at its weights, from which an epoch of four steps leads by four learning rates at most.
+    with pytest.raises(Stopped):
+        train(network_of(seed=5), checkpoint=tmp_path / "copy.pt", stop_after=4, averaged=True)
+    after = torch.load(tmp_path / "copy.pt", weights_only=True)
+    assert after["mean_steps"] == 4
+    for mean, begun, other in zip(
+        after["mean_weights"], state["network"].values(), network_of(seed=5).parameters(), strict=True
+    ):
+        assert 0.0 < (mean - begun).abs().max() < 4 * CONFIG.learning_rate < (other - begun).abs().max()
 
 
 def test_a_disk_that_fills_while_training_is_named_and_the_run_can_go_on(tmp_path: Path) -> None:

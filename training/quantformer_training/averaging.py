@@ -1,7 +1,8 @@
 """The mean of a network's weights over its last steps: what fine-tuning validates and keeps.
 
 Beyond the paper. A few hundred trials are a few dozen steps an epoch, each with a gradient that is mostly noise; weights that
-are averaged have less of it at no cost in serving (Polyak and Juditsky 1992; docs/training.md says what it is worth).
+are averaged have less of it at no cost in serving (Polyak and Juditsky 1992; docs/training.md says what it is worth). torch's
+`AveragedModel` is a second network; what validates here asks the first.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class AveragedWeights:
         """The weights after one more step."""
         self.steps += 1
         decay = min(LARGEST_DECAY, (self.steps + 1) / (self.steps + 10))
-        get_ema_multi_avg_fn(decay)(self.mean, [weight.detach() for weight in self.weights], None)  # type: ignore[no-untyped-call]
+        move = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch's own
+        move(self.mean, [weight.detach() for weight in self.weights], None)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
