@@ -49,13 +49,14 @@ def made_up() -> ModuleType:
 def question(path: Path, stimuli: int) -> dict[str, NDArray[Any]]:
     """The graph's inputs: every neuron of the bundle, each of so many stimuli."""
     from quantformer.bundle import load_bundle
+    from quantformer.config import LEVEL_QUANTITIES
 
     bundle, rng = load_bundle(path), np.random.default_rng(0)
     ids = bundle.manifest.neuron_ids
     named = sorted(bundle.manifest.stimuli)
     return {
         "baseline": rng.normal(0, 0.2, (len(ids), bundle.recipe.baseline_frames)).astype(np.float32),
-        "level": rng.normal(0, 0.3, (len(ids), 2)).astype(np.float32),
+        "level": rng.normal(0, 0.3, (len(ids), LEVEL_QUANTITIES)).astype(np.float32),
         "neuron": bundle.neurons(ids, unknown="refuse").vectors,
         "stimulus": np.stack([bundle.stimulus(named[i % len(named)]) for i in range(stimuli)]),
         "row_neuron": np.tile(np.arange(len(ids)), stimuli),
@@ -136,11 +137,23 @@ def work(name: str, path: Path, preset: str, stimuli: int, threads: int, desk: C
         desk.send(found)
 
 
+def heard(name: str, desk: Connection) -> Any:
+    """What a process sent to its desk.
+
+    Raises:
+        SystemExit: it ended without a word; it has printed why.
+    """
+    try:
+        return desk.recv()
+    except EOFError:
+        raise SystemExit(f"{name}: its process ended without an answer (its own error is above): nothing to compare") from None
+
+
 def measure(path: Path, *, preset: str, stimuli: int, threads: int, rounds: int) -> dict[str, NDArray[np.float64]]:
     """Of each competitor the ms ``(rounds, RUNS, 2)``, by the clock and of the CPU.
 
     Raises:
-        SystemExit: their answers differ.
+        SystemExit: their answers differ, or a process ended without one; the others end with this one.
     """
     context = multiprocessing.get_context("spawn")
     desks: dict[str, Connection] = {}
@@ -148,7 +161,8 @@ def measure(path: Path, *, preset: str, stimuli: int, threads: int, rounds: int)
     for name in COMPETITORS:
         desks[name], theirs = context.Pipe()
         context.Process(target=work, args=(name, path, preset, stimuli, threads, theirs), daemon=True).start()
-        answers[name] = desks[name].recv()
+        theirs.close()  # the process holds the only other end: a desk whose process died says so
+        answers[name] = heard(name, desks[name])
     off = [np.abs(one - other).max() for one, other in zip(answers[LOWERED], answers["PyTorch eager"], strict=True)]
     print(f"{LOWERED}: a logit is off by at most {off[0]:.4f} (they spread by {answers['PyTorch eager'][0].std():.3f})")
     for name, found in answers.items():
@@ -161,7 +175,7 @@ def measure(path: Path, *, preset: str, stimuli: int, threads: int, rounds: int)
     for turn in range(rounds):
         for name in sorted(COMPETITORS, reverse=bool(turn % 2)):
             desks[name].send(True)
-            taken[name].append(desks[name].recv())
+            taken[name].append(heard(name, desks[name]))
     for desk in desks.values():
         desk.send(False)
     return {name: np.array(found, np.float64) for name, found in taken.items()}

@@ -245,7 +245,7 @@ class Population:
 
     @property
     def level(self) -> NDArray[np.float32]:
-        """Where F0's level is written, ``(n, 2)``."""
+        """Where F0's and the population's level is written, ``(n, LEVEL_QUANTITIES)``."""
         return self.inputs["level"].host[: self.neurons]
 
     def upload(self) -> None:
