@@ -44,10 +44,10 @@ def _grid(*shape: int, start: float) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 BODIES: list[wire.Body | wire.Frame | wire.Answer] = [
-    wire.Hello(oldest=1, newest=2, client="microscope", token="secret"),
+    wire.Hello(oldest=2, newest=3, client="microscope", token="secret"),
     wire.Welcome(
-        version=1,
-        minor=1,
+        version=wire.MAJOR,
+        minor=wire.MINOR,
         engine="quantformer 0.1.0",
         bundle="ab" * 32,
         provider="cpu",
@@ -185,8 +185,8 @@ BODIES: list[wire.Body | wire.Frame | wire.Answer] = [
         validity=np.array([3, 1, 6], np.uint8),
         probability=_grid(2, 3, start=0.0),
         response=_grid(2, 3, 4, start=1.0),
-        low=_grid(2, 3, 4, start=-9.0),
-        high=_grid(2, 3, 4, start=9.0),
+        scale=_grid(2, 3, start=0.5),
+        ends=_grid(2, 4, start=-0.5),
         baseline=_grid(3, 5, start=-1.0),
         told_s=3.25,
         uncertainty_s=0.0005,

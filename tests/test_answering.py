@@ -93,7 +93,8 @@ def test_a_forecast_that_inference_wrote_into_the_answer_stays_and_another_is_co
     )
     (question,) = session.docket.due(now_ns=0, expected_ns=lambda _rows: 0)
     slot, answering, messages = Slot(), Answering(bundle), []
-    found = np.random.default_rng(0).normal(size=(3, 6, 64)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    response, scale = rng.normal(size=(6, 64)).astype(np.float32), rng.uniform(size=6).astype(np.float32)
     for laid_out in (False, True):
         session.capture(question, slot)
         assert slot.places is None
@@ -103,16 +104,18 @@ def test_a_forecast_that_inference_wrote_into_the_answer_stays_and_another_is_co
         if laid_out:
             answering.lay_out(draft, slot)
             assert slot.places is not None
-            for place, values in zip(slot.places, found, strict=True):
-                place[:] = values
-            slot.response, slot.low, slot.high = slot.places
+            slot.places[0][:], slot.places[1][:] = response, scale
+            slot.response, slot.scale = slot.places
         else:
-            slot.response, slot.low, slot.high = found
+            slot.response, slot.scale = response, scale
         assert slot.in_place == laid_out
         answering.fill(draft, question, slot)
         messages.append(bytes(draft.message))
     assert messages[0] == messages[1]
     decoded = wire.decode(messages[1]).body
     assert isinstance(decoded, wire.Answer)
-    assert decoded.high is not None
-    np.testing.assert_array_equal(decoded.high.reshape(6, 64), found[2])
+    # The scale is the spread and the interval's floor: without the floor it is the spread that the bundle asks for.
+    bounds = bundle.interval(response, scale - np.float32(bundle.manifest.interval.floor))
+    for end, meant in zip((decoded.low, decoded.high), bounds, strict=True):
+        assert end is not None
+        np.testing.assert_allclose(end.reshape(6, 64), meant, atol=1e-5)

@@ -675,7 +675,7 @@ def test_without_a_session_or_with_a_lost_one(client: Client) -> None:
     assert client.error(frame(0)).code == ErrorCode.NO_SESSION
     assert client.error(frame(0), session=424242).code == ErrorCode.SESSION_LOST
     assert client.error(wire.Open(subject="m", rois=["stranger"], rate_hz=30.0)).code == ErrorCode.UNKNOWN_NEURON
-    assert client.error(wire.Hello(oldest=2, newest=3)).code == ErrorCode.UNSUPPORTED_VERSION
+    assert client.error(wire.Hello(oldest=wire.MAJOR + 1, newest=wire.MAJOR + 2)).code == ErrorCode.UNSUPPORTED_VERSION
 
 
 @pytest.mark.parametrize(
@@ -688,7 +688,8 @@ def test_without_a_session_or_with_a_lost_one(client: Client) -> None:
         (patched(wire.encode(frame(0)), 19, b"\x01"), ErrorCode.WRONG_FORMAT),
         (patched(wire.encode(frame(0)), 19, b"\x07"), ErrorCode.WRONG_FORMAT),
         (patched(wire.encode(frame(0)), 72, struct.pack("<I", 24)), ErrorCode.BAD_PAYLOAD),
-        (patched(wire.encode(frame(0)), 4, b"\x02"), ErrorCode.UNSUPPORTED_VERSION),
+        (patched(wire.encode(frame(0)), 4, b"\x01"), ErrorCode.UNSUPPORTED_VERSION),
+        (patched(wire.encode(frame(0)), 4, b"\x03"), ErrorCode.UNSUPPORTED_VERSION),
         (patched(wire.encode(frame(0)), 6, b"\xff\xff"), ErrorCode.UNKNOWN_TYPE),
         (wire.encode(frame(0)) + bytes(wire.MAX_MESSAGE), ErrorCode.OVERSIZED),
     ],

@@ -85,12 +85,9 @@ def test_a_slot_comes_back_with_what_the_runtime_says_of_its_window(bundle: Bund
     )
     np.testing.assert_allclose(done.probability, bundle.probability(logit), atol=1e-6)
     assert done.response is not None
-    assert done.low is not None
-    assert done.high is not None
+    assert done.scale is not None
     np.testing.assert_allclose(done.response, response, atol=1e-5)
-    low, high = bundle.interval(response, spread)
-    np.testing.assert_allclose(done.low, low, atol=1e-5)
-    np.testing.assert_allclose(done.high, high, atol=1e-5)
+    np.testing.assert_allclose(done.scale, bundle.interval_scale(spread), atol=1e-5)
     assert 0 < slot.submitted_ns <= slot.done_ns
     assert inference.stop(PATIENCE_S)
 
@@ -103,12 +100,11 @@ def test_a_forecast_is_written_to_where_the_loop_told_bit_for_bit(bundle: Bundle
     alone = computed(inference, woken, filled(bundle))
     assert not alone.in_place
     told = filled(bundle)
-    response, low, high = (np.full((8, 64), np.nan, np.float32) for _ in range(3))
-    told.places = places = response, low, high
+    told.places = places = np.full((8, 64), np.nan, np.float32), np.full(8, np.nan, np.float32)
     done = computed(inference, woken, told)
     assert done.in_place
     for place, found, expected in zip(
-        places, (done.response, done.low, done.high), (alone.response, alone.low, alone.high), strict=True
+        places, (done.response, done.scale), (alone.response, alone.scale), strict=True
     ):
         assert found is place
         assert expected is not None
@@ -181,7 +177,7 @@ def test_a_failed_run_is_told_and_the_thread_goes_on(bundle: Bundle, caplog: pyt
     slot = filled(bundle)
     slot.forecast = False
     done = computed(inference, woken, slot)
-    assert (done.failure, done.response, done.low, done.high) == (None, None, None, None)
+    assert (done.failure, done.response, done.scale) == (None, None, None)
     assert done.probability.shape == (8,)
     assert inference.stop(PATIENCE_S)
 
@@ -257,9 +253,8 @@ def collected(inference: Inference, woken: threading.Event, count: int) -> list[
 def bits(slot: Slot) -> tuple[bytes, ...]:
     assert slot.failure is None
     assert slot.response is not None
-    assert slot.low is not None
-    assert slot.high is not None
-    parts = (slot.probability, slot.response, slot.low, slot.high, slot.baseline, slot.level, slot.f0, slot.usable)
+    assert slot.scale is not None
+    parts = (slot.probability, slot.response, slot.scale, slot.baseline, slot.level, slot.f0, slot.usable)
     return tuple(part.tobytes() for part in parts)
 
 

@@ -16,7 +16,7 @@ ANSWER = wire.Answer(
     validity=np.array([BOTH, BOTH, wire.Validity.VALID, wire.Validity.KNOWN], np.uint8),
     probability=np.array([[0.1, 0.3, 1.0, 1.0], [0.5, 0.7, 0.0, 0.0], [0.2, 0.4, 0.0, np.nan]], np.float32),
     response=np.array([2.0, -1.0, 4.0], np.float32)[:, None, None] * np.ones((3, 4, 60), np.float32),
-    low=np.zeros((3, 4, 60), np.float32), high=np.zeros((3, 4, 60), np.float32),
+    scale=np.zeros((3, 4), np.float32), ends=np.zeros((2, 60), np.float32),
 )  # fmt: skip
 
 
@@ -37,7 +37,7 @@ def test_without_a_usable_roi_there_is_no_order() -> None:
 
 
 def test_areas_need_a_forecast() -> None:
-    bare = msgspec.structs.replace(ANSWER, response=None, low=None, high=None)
+    bare = msgspec.structs.replace(ANSWER, response=None, scale=None, ends=None)
     assert [one.area for one in wire.ranking(bare, rate_hz=30.0)] == [None] * 3
     with pytest.raises(ValueError, match="detail='forecast'"):
         wire.ranking(bare, rate_hz=30.0, by="area")

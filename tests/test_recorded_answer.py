@@ -19,7 +19,6 @@ def answer(rois: int, stimuli: int, steps: int, baseline: int, *, seed: int = 0)
     def floats(*shape: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         return rng.normal(size=shape).astype(np.float32)
 
-    forecast = [floats(stimuli, rois, steps) if steps else None for _ in range(3)]
     return wire.Answer(
         question=12,
         asked=wire.Asked.STANDING,
@@ -42,9 +41,9 @@ def answer(rois: int, stimuli: int, steps: int, baseline: int, *, seed: int = 0)
         rois=np.arange(rois, dtype=np.uint32),
         validity=np.full(rois, 3, np.uint8),
         probability=floats(stimuli, rois),
-        response=forecast[0],
-        low=forecast[1],
-        high=forecast[2],
+        response=floats(stimuli, rois, steps) if steps else None,
+        scale=floats(stimuli, rois) if steps else None,
+        ends=floats(2, steps) if steps else None,
         baseline=floats(rois, baseline) if baseline else None,
     )
 
@@ -55,19 +54,19 @@ def test_everything_but_the_forecast_comes_back(rois: int, stimuli: int, steps: 
     whole = answer(rois, stimuli, steps, baseline)
     message = whole.encode(session=5, epoch=9)
     cut = cut_forecast(message)
-    assert len(cut) == len(message) - 12 * rois * stimuli * steps + 8
+    assert len(cut) == len(message) - 4 * (rois * stimuli * (steps + 1) + 2 * steps) * (steps > 0) + 8
     found = restore(cut)
     assert (found.message.header.session, found.message.header.epoch) == (5, 9)
     for name in wire.Answer.__struct_fields__:
         then, now = getattr(whole, name), getattr(found.answer, name)
-        if name in ("response", "low", "high"):
+        if name in ("response", "scale", "ends"):
             assert (now is None) == (steps == 0)
             assert now is None or not now.any()
         elif isinstance(then, np.ndarray):
             np.testing.assert_array_equal(then, now)
         else:
             assert then == now or (then != then and now != now), name
-    forecast = [array.tobytes() for array in (whole.response, whole.low, whole.high) if array is not None]
+    forecast = [array.tobytes() for array in (whole.response, whole.scale, whole.ends) if array is not None]
     assert found.checksum == zlib.crc32(b"".join(forecast))
 
 

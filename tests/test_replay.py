@@ -116,6 +116,52 @@ def test_the_command_says_so_and_a_wrong_bundle_is_refused_by_its_hash(
     assert command("replay", str(streamed)).returncode == 2
 
 
+def of_version_1(record: Record) -> Record:
+    """A record as the recorder of wire version 1.1 wrote it, whose ANSWERs told both ends of every ROI's interval."""
+    if record.kind == Kind.START:
+        facts = json.loads(record.payload)
+        return dataclasses.replace(record, payload=json.dumps(facts | {"wire": "1.1"}).encode())
+    if record.kind not in (Kind.INPUT, Kind.OUTPUT, Kind.ANSWER, Kind.STANDING_ANSWER):
+        return record
+    # Of a standing question's answer the forecast was cut out: its checksum and its length stand before the message.
+    standing = record.kind == Kind.STANDING_ANSWER
+    at = 8 if standing else 0
+    made = bytearray(record.payload)
+    header_bytes, count = struct.unpack_from("<H", made, at + 16)[0], struct.unpack_from("<I", made, at + 72)[0]
+    if standing or wire.peek(record.payload).type == wire.MessageType.ANSWER:
+        lineage_bytes, stimuli, steps = struct.unpack_from("<HHH", made, at + header_bytes)
+        sizes = {"rois": count, "stimuli": stimuli, "response_frames": steps}
+        now, then = wire.forecast_bytes(**sizes), wire.forecast_bytes(**sizes, major=1)
+        (announced,) = struct.unpack_from("<I", made, at + 76)
+        struct.pack_into("<I", made, at + 76, announced - now + then)
+        if standing:
+            struct.pack_into("<I", made, 4, then)
+        else:
+            answer = wire.decode(record.payload).body
+            assert isinstance(answer, wire.Answer)
+            arrays = (answer.response, answer.low, answer.high)
+            start = header_bytes + lineage_bytes + 5 * count + -count % 4 + 4 * stimuli * count
+            made[start : start + now] = b"".join(one.tobytes() for one in arrays if one is not None)
+    made[at + 4], made[at + 18] = 1, 1
+    return dataclasses.replace(record, payload=bytes(made))
+
+
+def test_a_recording_of_wire_version_1_is_read_and_its_replay_left_to_its_own_quantformer(
+    streamed: Path, tiny_bundle_path: Path, tmp_path: Path
+) -> None:
+    old = changed(streamed, tmp_path, of_version_1)
+    with RecordingReader(old) as reader:
+        assert {record.payload[4] for record in reader.records() if record.kind in (Kind.INPUT, Kind.ANSWER)} == {1}
+    assert command("recording", "verify", str(old)).returncode == 0
+    then, now = (json.loads(command("recording", "info", str(one), "--json").stdout) for one in (old, streamed))
+    assert then["unreadable"] == now["unreadable"] == 0
+    assert then["sessions"] == now["sessions"]
+    done = command("replay", str(old), "--bundle", str(tiny_bundle_path))
+    assert done.returncode == 3
+    assert "was recorded over wire version 1.1" in done.stderr
+    assert "replay it with the quantformer that recorded it (0.1.0)" in done.stderr
+
+
 def test_verify_and_info_tell_of_a_recording(streamed: Path, tmp_path: Path) -> None:
     done = command("recording", "verify", str(streamed))
     assert (done.returncode, "whole" in done.stdout, "closed" in done.stdout) == (0, True, True)

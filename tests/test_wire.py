@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import subprocess
 import sys
@@ -53,8 +54,8 @@ def answer(rois: int = 3, stimuli: int = 2, steps: int = 4, frames: int = 6) -> 
         validity=np.full(rois, wire.Validity.VALID | wire.Validity.KNOWN, np.uint8),
         probability=np.linspace(0, 1, stimuli * rois, dtype=np.float32).reshape(stimuli, rois),
         response=np.zeros(shape, np.float32) if steps else None,
-        low=np.full(shape, -1, np.float32) if steps else None,
-        high=np.full(shape, 1, np.float32) if steps else None,
+        scale=np.linspace(1, 2, stimuli * rois, dtype=np.float32).reshape(stimuli, rois) if steps else None,
+        ends=np.stack([np.linspace(-3, -1, steps), np.linspace(1, 2, steps)]).astype(np.float32) if steps else None,
         baseline=np.ones((rois, frames), np.float32) if frames else None,
     )
 
@@ -134,7 +135,7 @@ def test_answer_round_trip(rois: int, stimuli: int, steps: int, frames: int) -> 
     data = wire.encode(body, session=9, epoch=8)
     got = wire.decode(data).body
     assert isinstance(got, wire.Answer)
-    for name in ("rois", "validity", "probability", "response", "low", "high", "baseline"):
+    for name in ("rois", "validity", "probability", "response", "scale", "ends", "baseline"):
         np.testing.assert_array_equal(getattr(got, name), getattr(body, name))
     assert (got.stimuli, got.bundle, got.last_frame_s, got.lead) == (body.stimuli, body.bundle, 3.1, 0)
     assert got.valid.all()
@@ -144,14 +145,57 @@ def test_answer_round_trip(rois: int, stimuli: int, steps: int, frames: int) -> 
     assert len(data) == wire.HEADER_BYTES + size + labels
 
 
+def test_both_ends_of_the_interval_follow_from_the_scale_of_each_roi() -> None:
+    body = answer()
+    assert body.response is not None
+    assert body.scale is not None
+    assert body.ends is not None
+    got = wire.decode(wire.encode(body)).body
+    assert isinstance(got, wire.Answer)
+    assert got.low is not None
+    assert got.high is not None
+    for s, n, frame in np.ndindex(2, 3, 4):
+        middle, scale = body.response[s, n, frame], body.scale[s, n]
+        assert got.low[s, n, frame] == middle + scale * body.ends[0, frame] < middle
+        assert got.high[s, n, frame] == middle + scale * body.ends[1, frame] > middle
+    without = wire.decode(wire.encode(answer(steps=0))).body
+    assert isinstance(without, wire.Answer)
+    assert (without.low, without.high) == (None, None)
+
+
+def test_a_full_field_of_view_fits_one_message_whole() -> None:
+    """40,000 ROIs with forecast, which version 1 could not hold."""
+    message = wire.encode(answer(rois=40_000, stimuli=1, steps=64, frames=0))
+    assert 10_000_000 < len(message) < wire.MAX_MESSAGE
+    assert wire.answer_bytes(rois=40_000, stimuli=1, response_frames=64, baseline_frames=0, major=1) > wire.MAX_MESSAGE
+
+
+def test_an_answer_of_version_1_is_read_from_recordings_alone() -> None:
+    golden = ROOT / "clients" / "golden" / "version_1" / "answer.json"
+    meant = json.loads(golden.read_text(encoding="utf-8"))
+    data = bytes.fromhex(meant["hex"])
+    for read in (wire.decode, wire.peek):
+        with pytest.raises(wire.WireError, match="a message of wire version 1, this side speaks 2") as raised:
+            read(data)
+        assert raised.value.code == ErrorCode.UNSUPPORTED_VERSION
+    message = wire.decode(data, oldest=wire.OLDEST_READ)
+    got = message.body
+    assert isinstance(got, wire.Answer)
+    assert (message.header.major, message.header.minor) == (1, 1)
+    for name in ("rois", "validity", "probability", "response", "baseline"):
+        assert getattr(got, name).tolist() == meant["body"][name], name
+    assert got.stimuli == tuple(meant["body"]["stimuli"])
+    assert (got.scale, got.ends, got.low, got.high) == (None, None, None, None)
+
+
 @pytest.mark.parametrize(("steps", "frames"), [(4, 6), (0, 0), (4, 0), (0, 6)])
 def test_a_draft_that_is_filled_and_stamped_is_the_encoded_answer(steps: int, frames: int) -> None:
     whole = answer(steps=steps, frames=frames)
     known = msgspec.structs.replace(
-        whole, submitted_ns=0, done_ns=0, published_ns=0, response=None, low=None, high=None, baseline=None
+        whole, submitted_ns=0, done_ns=0, published_ns=0, response=None, scale=None, ends=None, baseline=None
     )
     draft = known.draft(response_frames=steps, baseline_frames=frames, session=9, epoch=8)
-    for name in ("validity", "probability", "response", "low", "high", "baseline"):
+    for name in ("validity", "probability", "response", "scale", "ends", "baseline"):
         place, found = getattr(draft.answer, name), getattr(whole, name)
         assert (place is None) == (found is None)
         if place is not None:
@@ -212,7 +256,7 @@ def test_what_each_refusal_is_called() -> None:
     data = wire.encode(frame())
     assert code_of(b"GET / HTTP/1.1\r\n\r\n") == ErrorCode.BAD_MAGIC
     assert code_of(b"") == ErrorCode.TRUNCATED
-    assert code_of(patched(data, 4, b"\x02")) == ErrorCode.UNSUPPORTED_VERSION
+    assert code_of(patched(data, 4, b"\x01")) == code_of(patched(data, 4, b"\x03")) == ErrorCode.UNSUPPORTED_VERSION
     assert code_of(patched(data, 6, struct.pack("<H", 999))) == ErrorCode.UNKNOWN_TYPE
     assert code_of(patched(data, 19, b"\x09")) == ErrorCode.WRONG_FORMAT
     assert code_of(patched(data, 19, b"\x01")) == ErrorCode.WRONG_FORMAT
@@ -247,7 +291,7 @@ def test_json_that_is_not_the_message(payload: bytes) -> None:
 
 
 def test_a_newer_minor_version_is_read_and_its_additions_ignored() -> None:
-    payload = b'{"oldest": 1, "client": "new", "later": {"a": [1, 2]}}'
+    payload = b'{"oldest": 2, "client": "new", "later": {"a": [1, 2]}}'
     longer = wire.HEADER_BYTES + 8
     head = wire.Header(type=wire.MessageType.HELLO, format=wire.PayloadFormat.JSON, payload_bytes=len(payload)).encode()
     head = patched(patched(head, 16, struct.pack("<H", longer)), 18, b"\x05")
@@ -299,9 +343,9 @@ def test_what_cannot_be_written_is_refused() -> None:
     with pytest.raises(wire.WireError, match="shape"):
         wire.encode(wire.Frame(number=0, device_s=0, fluorescence=np.ones((2, 2), np.float32)))
     with pytest.raises(wire.WireError, match="fewer ROIs"):
-        wire.encode(answer(rois=30_000, stimuli=1, steps=64, frames=0))
-    with pytest.raises(wire.WireError, match=r"low has shape None, expected \(2, 3, 4\)"):
-        wire.encode(msgspec.structs.replace(answer(), low=None))
+        wire.encode(answer(rois=wire.MAX_ROIS, stimuli=1, steps=64, frames=0))
+    with pytest.raises(wire.WireError, match=r"scale has shape None, expected \(2, 3\)"):
+        wire.encode(msgspec.structs.replace(answer(), scale=None))
     with pytest.raises(wire.WireError, match=r"probability has shape \(3, 2\), expected \(2, 3\)"):
         wire.encode(msgspec.structs.replace(answer(), probability=np.ones((3, 2), np.float32)))
 

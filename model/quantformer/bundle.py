@@ -130,7 +130,8 @@ class Bundle:
             self._graphs[name] = form
         self._row_of = {name: row for row, name in enumerate(manifest.neuron_ids)}
         interval = manifest.interval
-        self._ends = tuple(np.asarray(end, np.float32) for end in (interval.low, interval.high))
+        #: Lower and upper end ``(2, 64)`` of the forecast's interval, frame by frame, in units of `interval_scale`.
+        self.interval_ends = np.array([interval.low, interval.high], np.float32)
 
     @property
     def onnx_path(self) -> Path:
@@ -229,22 +230,17 @@ class Bundle:
         calibration = self.manifest.calibration
         return _sigmoid(logit / np.float32(calibration.temperature) + np.float32(calibration.bias))
 
+    def interval_scale(self, spread: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Scale ``(B,)`` in dF/F of each row's interval, of the graph's ``spread``."""
+        return spread + np.float32(self.manifest.interval.floor)
+
     def interval(
-        self,
-        response: NDArray[np.float32],
-        spread: NDArray[np.float32],
-        *,
-        out: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
+        self, response: NDArray[np.float32], spread: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Bounds ``(B, 64)`` of dF/F that hold ``manifest.interval.level`` of validation responses, frame by frame, in
-        ``out`` where that is given.
-        """
-        scale = (spread + np.float32(self.manifest.interval.floor))[:, None]
-        bounds = (np.empty_like(response), np.empty_like(response)) if out is None else out
-        for bound, end in zip(bounds, self._ends, strict=True):
-            np.multiply(scale, end, out=bound)
-            bound += response
-        return bounds
+        """Bounds ``(B, 64)`` of dF/F that hold ``manifest.interval.level`` of validation responses, frame by frame."""
+        scale = self.interval_scale(spread)[:, None]
+        low, high = (scale * end for end in self.interval_ends)
+        return low + response, high + response
 
     def extended(self, *, ids: Sequence[str], vectors: Vectors, path: Path) -> Bundle:
         """Write a bundle with further neurons to ``path``; its ONNX file is byte-identical, and so are all old vectors.

@@ -15,7 +15,7 @@ from quantformer_client import wire
 TOLERANCE = 1e-4
 #: Stamps of the recorded answer, which no replay can have.
 _STAMPS = frozenset({"window_ready_ns", "submitted_ns", "done_ns", "published_ns"})
-_FORECAST = ("response", "low", "high")
+_FORECAST = ("response", "scale", "ends")
 
 Verdict = Literal["equal", "within", "different"]
 

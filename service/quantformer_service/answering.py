@@ -20,7 +20,7 @@ class Answering:
     """Makes the answers of one bundle."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bytes.fromhex(bundle.hash)
+        self._bundle, self._ends = bytes.fromhex(bundle.hash), bundle.interval_ends
         self._response_frames, self._baseline_frames = bundle.recipe.response_frames, bundle.recipe.baseline_frames
         self._flags = {phase: wire.Flags(0) if covered(bundle, phase) else wire.Flags.OUT_OF_PHASE for phase in wire.Phase}
 
@@ -61,24 +61,22 @@ class Answering:
             source=question.source,
             flags=flags,
         )
-        return answer.draft(
+        draft = answer.draft(
             response_frames=self._response_frames if question.forecast else 0,
             baseline_frames=self._baseline_frames if question.baseline else 0,
             session=session,
             epoch=epoch,
         )
+        if draft.answer.ends is not None:
+            draft.answer.ends[:] = self._ends
+        return draft
 
     @staticmethod
     def lay_out(draft: wire.Draft, slot: Slot) -> None:
         """Let inference, which is at work on ``slot``, write its forecast into the draft itself."""
         answer = draft.answer
-        if answer.response is not None and answer.low is not None and answer.high is not None:
-            steps = answer.response.shape[-1]
-            slot.places = (
-                answer.response.reshape(-1, steps),
-                answer.low.reshape(-1, steps),
-                answer.high.reshape(-1, steps),
-            )
+        if answer.response is not None and answer.scale is not None:
+            slot.places = answer.response.reshape(-1, answer.response.shape[-1]), answer.scale.reshape(-1)
 
     def fill(self, draft: wire.Draft, question: Question, slot: Slot) -> None:
         """Write into the answer what inference found, and has not written there itself."""
@@ -87,10 +85,10 @@ class Answering:
         answer.validity[:] = _validity(question, slot)
         answer.probability[:] = slot.probability.reshape(count, n)
         if not slot.in_place:
-            for place, found in ((answer.response, slot.response), (answer.low, slot.low), (answer.high, slot.high)):
+            for place, found in ((answer.response, slot.response), (answer.scale, slot.scale)):
                 if place is not None:
                     assert found is not None, "a forecast was asked for, and inference made none"
-                    place[:] = found.reshape(count, n, -1)
+                    place[:] = found.reshape(place.shape)
         if answer.baseline is not None:
             answer.baseline[:] = slot.baseline[question.rois]
 

@@ -230,8 +230,9 @@ def prediction(
 ) -> Prediction:
     """The JSON form of an answer; ``roi_ids`` are those of the whole session."""
     forecast = None
-    if detail == "forecast" and answer.response is not None and answer.low is not None and answer.high is not None:
-        forecast = Forecast(response=answer.response.tolist(), low=answer.low.tolist(), high=answer.high.tolist())
+    low, high = (answer.low, answer.high) if detail == "forecast" else (None, None)
+    if answer.response is not None and low is not None and high is not None:
+        forecast = Forecast(response=answer.response.tolist(), low=low.tolist(), high=high.tolist())
     index = answer.rois.tolist()
     return Prediction(
         session=header.session,

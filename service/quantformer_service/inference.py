@@ -45,8 +45,8 @@ class Slot:
     ``values`` float32 ``(frames, neurons)``, ``stamps`` s and ``observed`` are the captured frames; ``anchor_s`` is the
     onset frame's stamp, the origin of the grid where the rate is ``interpolated``. Row ``b`` of the graph asks about
     ``row_neuron[b]`` and ``row_stimulus[b]``. ``baseline`` is handed back only if ``keep_baseline``. ``cost_before`` is the
-    `cost` of what was computed before it in its batch. ``response``, ``low`` and ``high`` are written to ``places``, in this
-    order, where the loop has told of them by then.
+    `cost` of what was computed before it in its batch. ``response`` and ``scale``, of its interval, are written to ``places``,
+    in this order, where the loop has told of them by then.
     """
 
     def __init__(self) -> None:
@@ -79,9 +79,8 @@ class Slot:
         self.sound = False
         self.probability = np.empty(0, np.float32)
         self.response: NDArray[np.float32] | None = None
-        self.low: NDArray[np.float32] | None = None
-        self.high: NDArray[np.float32] | None = None
-        self.places: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]] | None = None
+        self.scale: NDArray[np.float32] | None = None
+        self.places: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
 
     @property
     def in_place(self) -> bool:
@@ -304,17 +303,15 @@ class Inference:
 
     def _read(self, slot: Slot, found: Results) -> None:
         slot.probability = self._bundle.probability(found.logit)
-        slot.response, slot.low, slot.high = found.response, None, None
+        slot.response, slot.scale = found.response, None
         if found.response is None or found.spread is None:
             return
+        slot.scale = self._bundle.interval_scale(found.spread)
         # Read once: the loop may lay the answer out in this very moment, and then copies what is found.
         places = slot.places
-        if places is None:
-            slot.low, slot.high = self._bundle.interval(found.response, found.spread)
-        else:
-            places[0][:] = found.response
-            self._bundle.interval(found.response, found.spread, out=places[1:])
-            slot.response, slot.low, slot.high = places
+        if places is not None:
+            places[0][:], places[1][:] = found.response, slot.scale
+            slot.response, slot.scale = places
 
     def _end(self, slot: Slot, error: Exception | None) -> None:
         """A slot is done; it and what waited for it goes back. Called in whichever lane was the last."""

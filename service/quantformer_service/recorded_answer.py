@@ -17,7 +17,7 @@ from quantformer_client.wire import ErrorCode
 _CUT = struct.Struct("<II")
 #: The lineage's first fields: its bytes, stimuli, response frames.
 _SIZES = struct.Struct("<HHH")
-_HEADER_BYTES_AT, _COUNT_AT = 16, 72
+_MAJOR_AT, _HEADER_BYTES_AT, _COUNT_AT = 4, 16, 72
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ def restore(recorded: bytes) -> StandingAnswer:
         raise wire.WireError(
             ErrorCode.BAD_PAYLOAD, f"a recorded answer lacks {removed} bytes, its sizes announce {stop - start}"
         )
-    message = wire.decode(b"".join((rest[:start], bytes(removed), rest[start:])))
+    message = wire.decode(b"".join((rest[:start], bytes(removed), rest[start:])), oldest=wire.OLDEST_READ)
     if not isinstance(message.body, wire.Answer):
         raise wire.WireError(ErrorCode.BAD_PAYLOAD, f"a recorded answer holds a {message.header.type.name}")
     return StandingAnswer(message=message, checksum=checksum)
@@ -80,4 +80,4 @@ def _forecast(message: bytes | memoryview) -> tuple[int, int]:
         raise wire.WireError(ErrorCode.TRUNCATED, f"a recorded message of {len(message)} bytes")
     lineage_bytes, stimuli, steps = _SIZES.unpack_from(message, header_bytes)
     start = header_bytes + lineage_bytes + 5 * n + -n % 4 + 4 * stimuli * n
-    return start, start + 12 * stimuli * n * steps
+    return start, start + wire.forecast_bytes(rois=n, stimuli=stimuli, response_frames=steps, major=message[_MAJOR_AT])

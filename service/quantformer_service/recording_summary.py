@@ -138,7 +138,7 @@ def _read(summary: Summary, record: Record) -> None:
 
 def _read_session(session: SessionSummary, record: Record) -> None:
     if record.kind == Kind.INPUT:
-        message = wire.decode(record.payload)
+        message = wire.decode(record.payload, oldest=wire.OLDEST_READ)
         body = message.body
         if isinstance(body, wire.Frame):
             session.frame(body.number)
@@ -155,15 +155,16 @@ def _read_session(session: SessionSummary, record: Record) -> None:
     elif record.kind == Kind.FAILED:
         session.failed[msgspec.json.decode(record.payload, type=Told).code] += 1
     elif record.kind == Kind.OUTPUT:
-        body = wire.decode(record.payload).body
+        body = wire.decode(record.payload, oldest=wire.OLDEST_READ).body
         if isinstance(body, wire.Decision):
             session.decisions[body.reason] += 1
         elif isinstance(body, wire.SessionLost):
             session.ended = body.reason
     else:
-        message = (
-            restore(record.payload).message if record.kind == Kind.STANDING_ANSWER else wire.decode(record.payload)
-        )
+        if record.kind == Kind.STANDING_ANSWER:
+            message = restore(record.payload).message
+        else:
+            message = wire.decode(record.payload, oldest=wire.OLDEST_READ)
         if isinstance(message.body, wire.Answer):
             session.answers["standing" if message.body.asked == wire.Asked.STANDING else "onset"] += 1
 

@@ -81,7 +81,7 @@ def replay(paths: Sequence[Path], bundle: Bundle, *, provider: Provider = "auto"
     Of one run, its files follow each other; what both of two hold is read once.
 
     Raises:
-        RecordingError: a file is no recording, or damaged before its end.
+        RecordingError: a file is no recording, damaged before its end, or of another wire version.
         BundleError: a recording was made with another bundle, or a precision that this one has no graph of.
         ProviderError: ``provider`` is named and is not there.
     """
@@ -117,6 +117,12 @@ def _replay_run(readers: Sequence[RecordingReader], bundle: Bundle, *, provider:
     if made_with.bundle != bundle.hash:
         raise BundleError(
             f"{readers[0].path} was recorded with bundle {made_with.bundle}, found {bundle.hash}; give its own with --bundle"
+        )
+    if made_with.wire.partition(".")[0] != str(wire.MAJOR):
+        raise RecordingError(
+            f"{readers[0].path} was recorded over wire version {made_with.wire}, whose answers hold other numbers than those "
+            f"of {wire.MAJOR}.{wire.MINOR}; replay it with the quantformer that recorded it "
+            f"({made_with.packages.get('quantformer', 'not named')})"
         )
     player = _Player(made_with, bundle.in_precision(made_with.precision), provider=provider)
     try:

@@ -25,6 +25,7 @@ from quantformer_client.wire.answer import (
     Source,
     Validity,
     answer_bytes,
+    forecast_bytes,
     readdress,
     stamp_published,
 )
@@ -87,6 +88,7 @@ from quantformer_client.wire.header import (
     MAX_MESSAGE,
     MAX_ROIS,
     MINOR,
+    OLDEST_READ,
     Flags,
     Header,
     MessageType,
@@ -105,6 +107,7 @@ __all__ = [
     "MAX_MESSAGE",
     "MAX_ROIS",
     "MINOR",
+    "OLDEST_READ",
     "Accepted",
     "Acquisition",
     "Answer",
@@ -170,6 +173,7 @@ __all__ = [
     "answer_bytes",
     "decode",
     "encode",
+    "forecast_bytes",
     "peek",
     "ranking",
     "readdress",
@@ -242,14 +246,15 @@ def peek(buffer: bytes | bytearray | memoryview) -> Header:
     return Header.decode(memoryview(buffer))
 
 
-def decode(buffer: bytes | bytearray | memoryview, *, header: Header | None = None) -> Message:
-    """Read a whole message. Arrays are views of ``buffer``; pass ``header`` where `peek` has read it already.
+def decode(buffer: bytes | bytearray | memoryview, *, header: Header | None = None, oldest: int = MAJOR) -> Message:
+    """Read a whole message. Arrays are views of ``buffer``; pass ``header`` where `peek` has read it already. ``oldest`` is the
+    oldest major version to read: `OLDEST_READ` for what was recorded, of whose ANSWERs the interval then is not read.
 
     Raises:
         WireError: the bytes are not a message of this protocol; `code` says why. Nothing else is ever raised.
     """
     view = memoryview(buffer)
-    head = Header.decode(view) if header is None else header
+    head = Header.decode(view, oldest=oldest) if header is None else header
     payload = view[head.header_bytes :]
     wanted = _BINARY.get(head.type, PayloadFormat.JSON)
     if head.format != wanted and not (

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantformer_client.errors import ErrorCode, WireError
-from quantformer_client.wire.header import HEADER_BYTES, MAX_MESSAGE, Flags, Header, MessageType, PayloadFormat
+from quantformer_client.wire.header import HEADER_BYTES, MAJOR, MAX_MESSAGE, Flags, Header, MessageType, PayloadFormat
 
 #: Most bytes of an ANSWER's payload.
 MAX_ANSWER = MAX_MESSAGE - HEADER_BYTES
@@ -74,8 +74,9 @@ _U4, _U1, _F4 = np.dtype("<u4"), np.dtype("u1"), np.dtype("<f4")
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """``rois`` u32 ``(n,)`` index the session's ROIs; ``validity`` u8 ``(n,)`` are bits of `Validity`; ``probability``
-    float32 ``(s, n)``, calibrated; ``response``, ``low`` and ``high`` float32 ``(s, n, response_frames)`` dF/F, None where
-    only probabilities were asked; ``baseline`` float32 ``(n, baseline_frames)`` dF/F, the network's input, where asked.
+    float32 ``(s, n)``, calibrated; ``response`` float32 ``(s, n, response_frames)`` dF/F, None where only probabilities were
+    asked, as are ``scale`` float32 ``(s, n)`` dF/F and ``ends`` float32 ``(2, response_frames)``, of which `low` and `high` are
+    made; ``baseline`` float32 ``(n, baseline_frames)`` dF/F, the network's input, where asked.
 
     ``lead`` counts the frames right before the onset frame that were not there; ``held`` those of the window, lead
     included, that were not observed. Stamps are the engine's monotonic ns. Arrays are read-only views once decoded.
@@ -107,8 +108,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     validity: NDArray[np.uint8]
     probability: NDArray[np.float32]
     response: NDArray[np.float32] | None = None
-    low: NDArray[np.float32] | None = None
-    high: NDArray[np.float32] | None = None
+    scale: NDArray[np.float32] | None = None
+    ends: NDArray[np.float32] | None = None
     baseline: NDArray[np.float32] | None = None
     told_s: float = math.nan
     uncertainty_s: float = 0.0
@@ -126,6 +127,25 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         """Which ROIs the bundle knows ``(n,)``."""
         return (self.validity & np.uint8(Validity.KNOWN)).astype(np.bool_)
 
+    @property
+    def low(self) -> NDArray[np.float32] | None:
+        """Lower end of the forecast's interval ``(s, n, response_frames)`` in dF/F, made anew at each access; None where no
+        forecast was asked, or it is an answer of wire version 1, of which the interval is not read.
+        """
+        return self._end(0)
+
+    @property
+    def high(self) -> NDArray[np.float32] | None:
+        """Its upper end, likewise."""
+        return self._end(1)
+
+    def _end(self, which: int) -> NDArray[np.float32] | None:
+        if self.response is None or self.scale is None or self.ends is None:
+            return None
+        end: NDArray[np.float32] = self.scale[..., None] * self.ends[which]
+        end += self.response
+        return end
+
     def encode(self, **header: Any) -> bytes:
         """The whole message; ``header`` are further fields of `Header` (session, request, epoch, sent_ns).
 
@@ -137,7 +157,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             baseline_frames=0 if self.baseline is None else self.baseline.shape[1],
             **header,
         )
-        for name in ("validity", "probability", "response", "low", "high", "baseline"):
+        for name in ("validity", "probability", "response", "scale", "ends", "baseline"):
             given, place = getattr(self, name), getattr(draft.answer, name)
             if place is None and given is None:
                 continue
@@ -201,7 +221,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         told = self.told_s, self.uncertainty_s, self.display_latency_s, self.source
         _TOLD.pack_into(message, HEADER_BYTES + _LINEAGE.size, *told)
         message[len(message) - len(labels) :] = labels
-        rois, arrays = _arrays(message, HEADER_BYTES + LINEAGE_BYTES, n=n, s=s, steps=steps, frames=frames)
+        rois, arrays = _arrays(message, HEADER_BYTES + LINEAGE_BYTES, n=n, s=s, steps=steps, frames=frames, major=MAJOR)
         rois[:] = self.rois
         return Draft(message=message, answer=msgspec.structs.replace(self, **arrays))
 
@@ -240,7 +260,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             bundle,
         ) = _LINEAGE.unpack_from(payload)
         n = header.count
-        wanted = answer_bytes(rois=n, stimuli=s, response_frames=steps, baseline_frames=frames)
+        wanted = answer_bytes(rois=n, stimuli=s, response_frames=steps, baseline_frames=frames, major=header.major)
         wanted += lineage_bytes - LINEAGE_BYTES + labels_bytes
         if lineage_bytes < _LINEAGE.size or len(payload) < wanted:
             raise WireError(ErrorCode.BAD_PAYLOAD, f"ANSWER: {wanted} bytes announced, the payload has {len(payload)}")
@@ -252,7 +272,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
                 ErrorCode.BAD_PAYLOAD,
                 f"ANSWER: asked {asked}, phase {phase} and source {source}; see wire.md for the numbers",
             )
-        rois, arrays = _arrays(payload, lineage_bytes, n=n, s=s, steps=steps, frames=frames)
+        rois, arrays = _arrays(payload, lineage_bytes, n=n, s=s, steps=steps, frames=frames, major=header.major)
         labels_at = wanted - labels_bytes
         try:
             labels = _LABELS.decode(payload[labels_at : labels_at + labels_bytes])
@@ -299,7 +319,7 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 
 def _arrays(
-    buffer: bytearray | memoryview, at: int, *, n: int, s: int, steps: int, frames: int
+    buffer: bytearray | memoryview, at: int, *, n: int, s: int, steps: int, frames: int, major: int
 ) -> tuple[NDArray[np.uint32], dict[str, Any]]:
     """The arrays of a message that begin at a byte of it, as views: ``rois``, and the others by name."""
     rows = s * n
@@ -307,16 +327,20 @@ def _arrays(
     validity = np.frombuffer(buffer, dtype=_U1, count=n, offset=at + 4 * n)
     # Four-byte numbers follow the validity bytes: they begin at a multiple of 4.
     at += 5 * n + -n % 4
-    floats = np.frombuffer(buffer, dtype=_F4, count=rows + 3 * rows * steps + n * frames, offset=at)
-    cuts = [rows + k * rows * steps for k in range(4)]
-    forecast = [floats[cuts[k] : cuts[k + 1]].reshape(s, n, steps) for k in range(3)] if steps else [None] * 3
+    forecast = forecast_bytes(rois=n, stimuli=s, response_frames=steps, major=major) // 4
+    floats = np.frombuffer(buffer, dtype=_F4, count=rows + forecast + n * frames, offset=at)
+    arrays: dict[str, Any] = dict.fromkeys(("response", "scale", "ends"))
+    if steps:
+        after = rows + rows * steps
+        arrays["response"] = floats[rows:after].reshape(s, n, steps)
+        if major > 1:
+            arrays["scale"] = floats[after : after + rows].reshape(s, n)
+            arrays["ends"] = floats[after + rows : after + rows + 2 * steps].reshape(2, steps)
     return rois, {
         "validity": validity,
         "probability": floats[:rows].reshape(s, n),
-        "response": forecast[0],
-        "low": forecast[1],
-        "high": forecast[2],
-        "baseline": floats[cuts[3] :].reshape(n, frames) if frames else None,
+        **arrays,
+        "baseline": floats[rows + forecast :].reshape(n, frames) if frames else None,
     }
 
 
@@ -343,7 +367,17 @@ def readdress(message: bytearray, *, request: int, sent_ns: int | None = None) -
         _NS.pack_into(message, _SENT_AT, sent_ns)
 
 
-def answer_bytes(*, rois: int, stimuli: int, response_frames: int, baseline_frames: int) -> int:
+def answer_bytes(*, rois: int, stimuli: int, response_frames: int, baseline_frames: int, major: int = MAJOR) -> int:
     """Bytes of an ANSWER's payload without its labels."""
-    floats = stimuli * rois * (1 + 3 * response_frames) + rois * baseline_frames
-    return LINEAGE_BYTES + 5 * rois + -rois % 4 + 4 * floats
+    forecast = forecast_bytes(rois=rois, stimuli=stimuli, response_frames=response_frames, major=major)
+    return LINEAGE_BYTES + 5 * rois + -rois % 4 + 4 * rois * (stimuli + baseline_frames) + forecast
+
+
+def forecast_bytes(*, rois: int, stimuli: int, response_frames: int, major: int = MAJOR) -> int:
+    """Bytes of the forecast in it, which follows the probabilities: ``response``, ``scale`` and ``ends``; in version 1, which
+    told both ends of every ROI's interval, three times the response.
+    """
+    response = 4 * stimuli * rois * response_frames
+    if major == 1 or not response_frames:
+        return 3 * response
+    return response + 4 * stimuli * rois + 8 * response_frames

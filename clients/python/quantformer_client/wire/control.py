@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
-from quantformer_client.wire.header import ID_LIMIT, MAX_ROIS, MessageType
+from quantformer_client.wire.header import ID_LIMIT, MAJOR, MAX_ROIS, MessageType
 
 Text = Annotated[str, msgspec.Meta(max_length=256)]
 LongText = Annotated[str, msgspec.Meta(max_length=4096)]
@@ -38,8 +38,8 @@ class Hello(Body, frozen=True, kw_only=True):
     """A client's first message: the range of major wire versions that it speaks, and the token where one is set."""
 
     message_type = MessageType.HELLO
-    oldest: Count = 1
-    newest: Count = 1
+    oldest: Count = MAJOR
+    newest: Count = MAJOR
     client: Text = ""
     token: Text = ""
 

@@ -11,9 +11,11 @@ import msgspec
 from quantformer_client.errors import ErrorCode, WireError
 
 MAGIC = b"QNTF"
-#: A reader refuses another major version; a greater minor version only adds fields at an end.
-MAJOR = 1
-MINOR = 1
+#: What this side speaks: another major version is refused, a greater minor version only adds fields at an end. Messages of a
+#: recording may be as old as `OLDEST_READ`.
+MAJOR = 2
+MINOR = 0
+OLDEST_READ = 1
 #: Bytes of one whole message, header included.
 MAX_MESSAGE = 16 * 1024 * 1024
 #: Bytes of one JSON payload.
@@ -96,7 +98,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     """The fixed fields of a message, in the order of the layout.
 
     ``device_s`` is seconds on the microscope's clock (NaN: none); ``sent_ns`` is the sender's own monotonic clock;
-    ``roi_hash`` is 0 where the sender does not check the order of its ROIs; ``payload_bytes`` is set by `encode`.
+    ``roi_hash`` is 0 where the sender does not check the order of its ROIs; ``payload_bytes`` is set by `encode`, which writes
+    this side's version.
     """
 
     type: MessageType
@@ -111,6 +114,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     roi_hash: int = 0
     count: int = 0
     payload_bytes: int = 0
+    major: int = MAJOR
     minor: int = MINOR
     header_bytes: int = HEADER_BYTES
 
@@ -146,7 +150,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
             ) from error
 
     @classmethod
-    def decode(cls, buffer: memoryview) -> Header:
+    def decode(cls, buffer: memoryview, *, oldest: int = MAJOR) -> Header:
         """Read and check a header; the payload's length is compared with the buffer's, nothing is allocated by it.
 
         Raises:
@@ -174,7 +178,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
             count,
             payload_bytes,
         ) = _LAYOUT.unpack_from(buffer)
-        if magic != MAGIC or major != MAJOR:
+        if magic != MAGIC or not oldest <= major <= MAJOR:
             raise _no_header(buffer)
         message_type = _TYPES.get(kind)
         if message_type is None:
@@ -211,6 +215,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
             roi_hash=roi_hash,
             count=count,
             payload_bytes=payload_bytes,
+            major=major,
             minor=minor,
             header_bytes=header_bytes,
         )
