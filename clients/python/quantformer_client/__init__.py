@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from quantformer_client.clock import ClockOffset
     from quantformer_client.connection import Connection
-    from quantformer_client.controller import Best, Controller, Watch
+    from quantformer_client.controller import Best, Controller
     from quantformer_client.errors import (
         AnswerTimeoutError,
         ClientError,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from quantformer_client.player import Disturbance, Played, Player, Presentation
     from quantformer_client.rest import AsyncRest, Rest
     from quantformer_client.transport import Subscriber, TcpTransport, ZmqTransport
+    from quantformer_client.watch import Watch
     from quantformer_client.wire import Answer, Decision, Rule, SignalDeclaration, Stimulus
 
 _HOME = {
@@ -37,7 +38,7 @@ _HOME = {
     "ClockOffset": "clock",
     "Connection": "connection",
     "Controller": "controller",
-    "Watch": "controller",
+    "Watch": "watch",
     "AnswerTimeoutError": "errors",
     "ClientError": "errors",
     "ErrorCode": "errors",

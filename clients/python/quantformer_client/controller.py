@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
@@ -11,10 +11,8 @@ from typing import Literal, Self
 from quantformer_client import wire
 from quantformer_client.clock import ClockOffset
 from quantformer_client.connection import TIMEOUT_S, Connection, refusal
-from quantformer_client.errors import AnswerTimeoutError, ErrorCode, ServiceError, SessionLostError
-from quantformer_client.transport import Subscriber
-
-Event = wire.Answer | wire.Decision
+from quantformer_client.errors import AnswerTimeoutError, ErrorCode, ServiceError
+from quantformer_client.watch import Watch
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -193,46 +191,6 @@ class Controller:
         trigger = self.connection.ask(body, expect=wire.Trigger, session=self.session)
         self._lease = trigger.lease
         return trigger
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class Watch:
-    """A subscription to answers and decisions, of one session or (None) of all."""
-
-    def __init__(self, *, host: str = "127.0.0.1", port: int = 7412, session: int | None = None) -> None:
-        self._session = session
-        self._subscriber = Subscriber(host=host, port=port, session=session)
-
-    def next(self, timeout_s: float) -> Event | None:
-        """The next answer or decision; None if there is none within the time.
-
-        Raises:
-            SessionLostError: the session ended without being closed, or the engine says that it stops.
-        """
-        end = time.perf_counter() + timeout_s
-        while (data := self._subscriber.receive(max(0.0, end - time.perf_counter()))) is not None:
-            body = wire.decode(data).body
-            if isinstance(body, wire.Answer | wire.Decision):
-                return body
-            if isinstance(body, wire.SessionLost | wire.Bye) and self._session is not None:
-                raise SessionLostError(ErrorCode.SESSION_LOST, f"session {self._session} ended: {body.reason}")
-        return None
-
-    def events(self, *, idle_s: float) -> Iterator[Event]:
-        """Every answer and decision, until none comes for ``idle_s`` seconds."""
-        while (event := self.next(idle_s)) is not None:
-            yield event
-
-    def close(self) -> None:
-        """End the subscription."""
-        self._subscriber.close()
 
     def __enter__(self) -> Self:
         return self

@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 from quantformer_cli.benchmark.load import FLOW, GRACE_S, PATIENCE_S, POLL_S, Load, Questioner, Stamps
 from quantformer_cli.benchmark.worker import Desk
 from quantformer_client import wire
 from quantformer_client.connection import Connection, refusal
-from quantformer_client.transport import Subscriber
+from quantformer_client.errors import SessionLostError
+from quantformer_client.watch import Watch
 from quantformer_client.wire import Asked, MessageType
 
 #: So long before a frame is due the client stops sleeping in the socket, whose timer counts whole ms, and looks at it.
@@ -42,7 +44,7 @@ class _WireClient:
         self._session = self._question = 0
         self._errors: Counter[str] = Counter()
         self._last_error: wire.Error | None = None
-        self._subscriber: Subscriber | None = None
+        self._watch: Watch | None = None
         self._watcher: threading.Thread | None = None
         self._stop = threading.Event()
         self._polls = self._ask.stands and over == "tcp"
@@ -78,15 +80,14 @@ class _WireClient:
             stamps=ns,
         )
 
-    def _watch(self, subscriber: Subscriber) -> None:
-        while not self._stop.is_set():
-            data = subscriber.receive(0.1)
-            if data is None:
-                continue
-            body = wire.decode(data).body
-            # Announced onsets come to their asker; the published copy would be counted twice.
-            if isinstance(body, wire.Answer) and body.asked == Asked.STANDING:
-                self._note(body, time.perf_counter_ns())
+    def _listen(self, watch: Watch) -> None:
+        # A session that is lost is told to the thread that sends its frames, too.
+        with suppress(SessionLostError):
+            while not self._stop.is_set():
+                event = watch.next(0.1)
+                # Announced onsets come to their asker; the published copy would be counted twice.
+                if isinstance(event, wire.Answer) and event.asked == Asked.STANDING:
+                    self._note(event, time.perf_counter_ns())
 
     # --- the run ------------------------------------------------------------------------------------------------------
 
@@ -96,10 +97,8 @@ class _WireClient:
         header, _ = connection.ask_header(self._ask.opening(), expect=wire.Opened, timeout_s=PATIENCE_S)
         self._session, self._roi_hash = header.session, header.roi_hash
         if self._ask.stands and not self._polls:
-            self._subscriber = Subscriber(
-                host=load.host, port=load.pub_port, types=(MessageType.ANSWER,), session=self._session
-            )
-            self._watcher = threading.Thread(target=self._watch, args=(self._subscriber,), name="watch", daemon=True)
+            self._watch = Watch(host=load.host, port=load.pub_port, session=self._session)
+            self._watcher = threading.Thread(target=self._listen, args=(self._watch,), name="watch", daemon=True)
             self._watcher.start()
         welcome = connection.welcome
         filled = self._ask.fill(baseline_frames=welcome.baseline_frames, rate_hz=welcome.rate_hz)
@@ -188,6 +187,6 @@ class _WireClient:
         self._stop.set()
         if self._watcher is not None:
             self._watcher.join()
-        if self._subscriber is not None:
-            self._subscriber.close()
+        if self._watch is not None:
+            self._watch.close()
         self._connection.close()

@@ -17,8 +17,8 @@ import numpy as np
 
 from quantformer_cli.diagnosis.rig import Line, Rig, RigError, await_rig
 from quantformer_client import Answer, Controller
-from quantformer_client.controller import Watch
 from quantformer_client.errors import ClientError
+from quantformer_client.watch import Watch
 
 #: The parts of the way, in order; they add up to ``total``.
 PARTS = ("acquisition", "extraction", "ours", "slm")
