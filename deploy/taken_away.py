@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType, ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from quantformer_training.calibrate import calibrate, probability
 from quantformer_training.examples import LONGEST_LEAD, Examples
 from quantformer_training.finetune import FinetuneConfig, TrainedModel, ask_response, finetune
 from quantformer_training.indexed import IndexedTrials
-from quantformer_training.loop import Progress
+from quantformer_training.loop import Progress, run_loop
 from quantformer_training.pretrain import Pretrained
 from quantformer_training.run_data import RunData
 from quantformer_training.sources import RowSource
@@ -127,6 +128,11 @@ def no_start(*arguments: object) -> None:
     """In place of `start_shortcuts`: the shortcuts stay at zero and the heads beside them at random, as in the paper."""
 
 
+def last_weights(*arguments: Any, **named: Any) -> Any:
+    """In place of `run_loop`: what is validated and kept are the weights of the last step, not their mean."""
+    return run_loop(*arguments, **{**named, "averaged": False})
+
+
 #: What is trained anew without it.
 TAKEN_AWAY: Mapping[str, Without] = MappingProxyType(
     {
@@ -142,6 +148,7 @@ TAKEN_AWAY: Mapping[str, Without] = MappingProxyType(
         "rows without lead": Without(replaced=((examples_module, "NO_LEAD", 1.0 / (LONGEST_LEAD + 1)),)),
         "moments": Without(config=lambda config: replace(config, moment_epochs=0)),
         "boosted trees": Without(config=lambda config: replace(config, boosted_weight=0.0)),
+        "mean of the weights": Without(replaced=((finetune_module, "run_loop", last_weights),)),
         "shape loss": Without(config=lambda config: replace(config, shape_weight=0.0)),
     }
 )

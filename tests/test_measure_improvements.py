@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TRIAL = np.repeat(np.arange(30), 4)
 TRAINED = (
     "level of F0", "level of the population", "tuning", "stimulus features", "stimulus ids", "warm start", "pseudo-onsets",
-    "rows without lead", "moments", "boosted trees", "shape loss",
+    "rows without lead", "moments", "boosted trees", "mean of the weights", "shape loss",
 )  # fmt: skip
 
 
