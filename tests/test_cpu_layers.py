@@ -182,7 +182,35 @@ def test_a_layer_learns_as_torchs_own_and_in_any_number_of_threads(batch: int) -
     assert not dropped["answer"].allclose(quick["answer"])
 
 
-def test_every_preset_takes_it_in_float32_on_a_cpu() -> None:
+@pytest.mark.parametrize("batch", BATCHES)
+def test_in_bf16_products_are_rounded_and_nothing_else(batch: int) -> None:
+    """Answer and slopes are off from float32's by what products of eight bits leave, and by less than torch's own in bf16."""
+    torch.manual_seed(batch)
+    block = Block(ModelConfig(d=64, heads=4, dropout=0.0))
+    tokens, slope = torch.randn(2, batch, 11, 64)
+
+    def slopes(*, narrow: bool) -> dict[str, Tensor]:
+        block.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            answer, back = learned(block, tokens, slope=slope)
+        assert answer.dtype == torch.float32
+        found = {name: one.grad for name, one in block.named_parameters() if one.grad is not None}
+        return {"answer": answer, "tokens": back} | {name: one.clone() for name, one in found.items()}
+
+    with torch.autocast("cpu", torch.bfloat16):
+        assert type(block(tokens).grad_fn).__name__ == "AddedBackward"
+    exact, found = slopes(narrow=False), slopes(narrow=True)
+    with torch_alone():
+        own = slopes(narrow=True)
+    assert exact.keys() == found.keys() == own.keys()
+    off, off_own = (
+        {name: float((one[name] - exact[name]).norm() / exact[name].norm()) for name in exact} for one in (found, own)
+    )
+    assert 1e-4 < max(off.values()) < 0.02, off
+    assert sum(off.values()) < sum(off_own.values())
+
+
+def test_every_preset_takes_it_on_a_cpu_in_float32_or_with_products_in_bf16() -> None:
     assert LENT_WIDTH == WIDTH
     for config in PRESETS.values():
         block, tokens = Block(config), torch.zeros(2, 12, config.d)
@@ -190,6 +218,9 @@ def test_every_preset_takes_it_in_float32_on_a_cpu() -> None:
         assert not block.lends(tokens.double())
         assert not block.lends(tokens.to("meta"))
         with torch.autocast("cpu", torch.bfloat16):
+            assert block.lends(tokens)
+            assert not block.lends(tokens.bfloat16())
+        with torch.autocast("cpu", torch.float16):
             assert not block.lends(tokens)
         with torch_alone():
             assert not block.lends(tokens)

@@ -1,7 +1,8 @@
 """Half a layer on a CPU, with gradients: torch's products, and the loops of `quantformer.cpu_kernels` between them.
 
-`quantformer.layers` asks for them in float32; they answer and learn as torch's own operations do, to float32's rounding. The rows
-are cut among as many threads as torch uses, and what comes out hangs on how many those are in the rounding of sums only.
+`quantformer.layers` asks for them in float32, or under autocast to bfloat16, where the products alone are in it; they answer and
+learn as torch's own operations do, to float32's rounding. The rows are cut among as many threads as torch uses, and what comes out
+hangs on how many those are in the rounding of sums only.
 """
 
 from __future__ import annotations
@@ -31,17 +32,22 @@ Part = TypeVar("Part")
 def attend(block: Block, tokens: Tensor) -> Tensor:
     """The first half of a layer, ``[B, P, d]``."""
     project, out = block.query_key_value, block.attention_out
-    projected = functional.linear(block.attention_norm(tokens), project.weight)
+    projected = _product(block.attention_norm(tokens), project.weight)
     mixed = Attention.apply(projected, project.bias, block.heads)  # type: ignore[no-untyped-call]  # torch's own
-    return _added(block, tokens, functional.linear(mixed, out.weight), out.bias)
+    return _added(block, tokens, _product(mixed, out.weight), out.bias)
 
 
 def feed(block: Block, tokens: Tensor) -> Tensor:
     """The second half of a layer, ``[B, P, d]``."""
     expand, contract = block.expand, block.contract
-    expanded = functional.linear(block.feedforward_norm(tokens), expand.weight)
+    expanded = _product(block.feedforward_norm(tokens), expand.weight)
     hidden = Gelu.apply(expanded, expand.bias)  # type: ignore[no-untyped-call]  # torch's own
-    return _added(block, tokens, functional.linear(hidden, contract.weight), contract.bias)
+    return _added(block, tokens, _product(hidden, contract.weight), contract.bias)
+
+
+def _product(given: Tensor, weight: Tensor) -> Tensor:
+    """In float32, in whatever precision it was computed: under autocast in bfloat16."""
+    return functional.linear(given, weight).float()
 
 
 def _added(block: Block, tokens: Tensor, update: Tensor, bias: Tensor) -> Tensor:

@@ -89,10 +89,12 @@ class Block(nn.Module):
         return result
 
     def lends(self, tokens: Tensor) -> bool:
-        """Whether `quantformer.cpu_layers` computes the layer of these tokens ``[B, P, d]``: on a CPU, in float32. Who listens to
-        single operations hears torch's own: then no.
+        """Whether `quantformer.cpu_layers` computes the layer of these tokens ``[B, P, d]``: on a CPU, in float32, or under
+        autocast to bfloat16, where products alone are. Who listens to single operations hears torch's own: then no.
         """
-        if tokens.device.type != "cpu" or tokens.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        if tokens.device.type != "cpu" or tokens.dtype != torch.float32:
+            return False
+        if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.bfloat16:
             return False
         if tokens.shape[-1] // self.heads != LENT_WIDTH or _get_current_dispatch_mode() is not None:
             return False
