@@ -1,8 +1,8 @@
 """Half a layer on a CPU, with gradients: torch's products, and the loops of `quantformer.cpu_kernels` between them.
 
 `quantformer.layers` asks for them in float32, or under autocast to bfloat16, where the products alone are in it; they answer and
-learn as torch's own operations do, to float32's rounding. The rows are cut among as many threads as torch uses, and what comes out
-hangs on how many those are in the rounding of sums only.
+learn as torch's own operations do, to float32's rounding. The rows are cut among as many threads as torch uses, and what comes
+out hangs on how many those are in the rounding of sums only.
 """
 
 from __future__ import annotations
