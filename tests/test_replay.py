@@ -159,7 +159,7 @@ def test_a_recording_of_wire_version_1_is_read_and_its_replay_left_to_its_own_qu
     done = command("replay", str(old), "--bundle", str(tiny_bundle_path))
     assert done.returncode == 3
     assert "was recorded over wire version 1.1" in done.stderr
-    assert "replay it with the quantformer that recorded it (0.1.0)" in done.stderr
+    assert "quantformer 0.1.0, wire 1.1, cpu" in command("recording", "info", str(old)).stdout
 
 
 def test_verify_and_info_tell_of_a_recording(streamed: Path, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         method="GET", path="/v1/version", handler="version", summary="Versions of software, wire and interface",
-        result=forms.Version(software="0.1.0", wire="1.1"), errors=_DOOR,
+        result=forms.Version(software="0.1.0", wire=f"{wire.MAJOR}.{wire.MINOR}"), errors=_DOOR,
     ),
     Operation(
         method="GET", path="/v1/bundle", handler="bundle", summary="The bundle that is served: hash and manifest",

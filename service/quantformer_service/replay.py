@@ -121,8 +121,7 @@ def _replay_run(readers: Sequence[RecordingReader], bundle: Bundle, *, provider:
     if made_with.wire.partition(".")[0] != str(wire.MAJOR):
         raise RecordingError(
             f"{readers[0].path} was recorded over wire version {made_with.wire}, whose answers hold other numbers than those "
-            f"of {wire.MAJOR}.{wire.MINOR}; replay it with the quantformer that recorded it "
-            f"({made_with.packages.get('quantformer', 'not named')})"
+            f"of {wire.MAJOR}.{wire.MINOR}; replay it with a quantformer that speaks it"
         )
     player = _Player(made_with, bundle.in_precision(made_with.precision), provider=provider)
     try:

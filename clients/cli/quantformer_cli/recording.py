@@ -81,9 +81,8 @@ def _info(path: Path, *, as_json: bool) -> bool:
     if summary.made_with is not None:
         made = summary.made_with
         rows.append(("bundle", made.bundle))
-        rows.append(
-            ("made with", f"quantformer {made.packages.get('quantformer', '?')}, {made.provider}, {made.processor}")
-        )
+        version = made.packages.get("quantformer", "?")
+        rows.append(("made with", f"quantformer {version}, wire {made.wire}, {made.provider}, {made.processor}"))
     rows.append(("records", _counts(summary.records)))
     rows.append(("bytes", _counts(summary.kind_bytes)))
     if summary.refused:

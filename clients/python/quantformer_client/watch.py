@@ -35,7 +35,6 @@ class Watch:
         self._subscriber = Subscriber(host=host, port=port, session=session)
         self._last = b""
         self._came_s: deque[float] = deque(maxlen=_REMEMBERED)
-        self._expected_s, self._rehearsed_s = -math.inf, -math.inf
 
     def next(self, timeout_s: float) -> Event | None:
         """The next answer or decision; None if there is none within the time.
@@ -48,7 +47,8 @@ class Watch:
             body = wire.decode(data).body
             if isinstance(body, wire.Answer):
                 if body.asked == wire.Asked.STANDING:
-                    self._expect(data)
+                    self._last = data
+                    self._came_s.append(time.perf_counter())
                 return body
             if isinstance(body, wire.Decision):
                 return body
@@ -65,29 +65,23 @@ class Watch:
         """End the subscription."""
         self._subscriber.close()
 
-    def _expect(self, data: bytes) -> None:
-        """The next answer is expected a period after this one."""
-        now_s = time.perf_counter()
-        self._last = data
-        self._came_s.append(now_s)
-        if len(self._came_s) == _REMEMBERED:
-            period_s = statistics.median(after - before for before, after in pairwise(self._came_s))
-            self._expected_s = now_s + period_s if period_s >= _SHORTEST_S else -math.inf
-
     def _receive(self, end_s: float) -> bytes | None:
-        while (moment_s := self._rehearsal_s()) < end_s:
+        expected_s = self._expected_s()
+        moment_s = expected_s - _BEFORE_S
+        while moment_s < end_s and time.perf_counter() < expected_s + _AFTER_S:
             data = self._subscriber.receive(max(0.0, moment_s - time.perf_counter()))
             if data is not None:
                 return data
             wire.decode(self._last)
-            self._rehearsed_s = time.perf_counter()
+            moment_s = time.perf_counter() + _APART_S
         return self._subscriber.receive(max(0.0, end_s - time.perf_counter()))
 
-    def _rehearsal_s(self) -> float:
-        """When the last answer is to be read again; infinite where the next one is not expected, or came not."""
-        if time.perf_counter() > self._expected_s + _AFTER_S:
-            return math.inf
-        return max(self._expected_s - _BEFORE_S, self._rehearsed_s + _APART_S)
+    def _expected_s(self) -> float:
+        """When the next answer to a standing question is expected: a period after the last; minus infinity where it is not."""
+        if len(self._came_s) < _REMEMBERED:
+            return -math.inf
+        period_s = statistics.median(after - before for before, after in pairwise(self._came_s))
+        return self._came_s[-1] + period_s if period_s >= _SHORTEST_S else -math.inf
 
     def __enter__(self) -> Self:
         return self
