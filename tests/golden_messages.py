@@ -62,6 +62,7 @@ BODIES: list[wire.Body | wire.Frame | wire.Answer] = [
     wire.Bye(reason="done"),
     wire.Ping(),
     wire.Pong(received_ns=1000, replied_ns=2000),
+    wire.Soon(),
     wire.GetStatus(),
     wire.Status(
         state="ready",

@@ -80,6 +80,21 @@ def test_frames_onsets_and_answers(service: RunningService, over: str) -> None:
 
 
 @OVER
+def test_over_zeromq_the_engine_is_told_before_each_frame_that_it_comes(service: RunningService, over: str) -> None:
+    with microscope(service, over) as scope, Controller(session=scope.session, port=service.zmq) as controller:
+
+        def foretold() -> int:
+            return controller.status().counters.get("frames_foretold", 0)
+
+        before = foretold()
+        for number, values in enumerate(traces(40)):
+            scope.frame(number=number, device_s=number / 30.0, fluorescence=values)
+            time.sleep(1 / 30)
+        # A machine that is held up may tell of some twice.
+        assert 10 <= foretold() - before <= 50 if over == "zmq" else foretold() == before
+
+
+@OVER
 def test_refused_frames_are_collected_and_change_nothing(service: RunningService, over: str) -> None:
     with microscope(service, over) as scope:
         feed(scope, 40)

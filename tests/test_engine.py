@@ -509,6 +509,55 @@ def test_metrics_are_published_while_nothing_else_is_to_be_done(
     assert body.counters["gaps"] >= after.counters["gaps"]
 
 
+@pytest.mark.parametrize(("stimuli", "during"), [(1, False), (64, True)])
+def test_subscribers_are_told_that_an_answer_comes_soon(
+    engine: EngineProcess, client: Client, context: zmq.Context[zmq.Socket[bytes]], stimuli: int, during: bool
+) -> None:
+    client.open(ROIS)
+    client.frames(recording(100))
+    types = (wire.MessageType.SOON, wire.MessageType.ANSWER)
+    prefixes = [wire.subscription(one, session=client.session) for one in types]
+    with subscriber(engine, context, *prefixes) as sub:
+        client.ask(wire.Standing(stimuli=GRATING * stimuli), wire.Accepted)
+        soon_ns: list[int] = []
+        computed_ns: list[tuple[int, int]] = []
+
+        def found() -> bool:
+            """Whether one was told as was to be: while inference was at work, or before the frame."""
+            inside = [any(begun < told < ended for begun, ended in computed_ns) for told in soon_ns]
+            return during in inside
+
+        number, end = 100, time.monotonic() + PATIENCE_S
+        while not found():
+            assert time.monotonic() < end, (soon_ns, computed_ns)
+            client.send(wire.Frame(number=number, device_s=number / 30, fluorescence=recording(1)[0]))
+            number += 1
+            time.sleep(1 / 30)
+            while sub.poll(0):
+                message = wire.decode(sub.recv())
+                if isinstance(message.body, wire.Answer):
+                    computed_ns.append((message.body.submitted_ns, message.body.published_ns))
+                else:
+                    assert isinstance(message.body, wire.Soon)
+                    soon_ns.append(message.header.sent_ns)
+
+
+def test_what_a_client_says_comes_soon_is_taken_in_silence(
+    tiny_bundle_path: Path, context: zmq.Context[zmq.Socket[bytes]]
+) -> None:
+    with running(tiny_bundle_path, token="secret") as engine:
+        client = Client(engine.endpoints["zmq"], context)
+        # Before the greeting, too: it goes a way of its own.
+        client.send(wire.Soon())
+        client.ask(wire.Hello(token="secret"), wire.Welcome)
+        client.open(ROIS)
+        client.send(wire.Soon())
+        counters = client.counters()
+        assert not [name for name in counters if name.startswith("error")], counters
+        assert not client._early
+        client.close()
+
+
 def test_an_answer_is_polled_as_it_was_published_under_the_polls_own_request(client: Client) -> None:
     client.open(ROIS)
     client.frames(recording(100))

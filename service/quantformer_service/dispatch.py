@@ -89,7 +89,7 @@ class Dispatcher:
         }
 
     def handle(self, message: wire.Message, *, peer: Peer, now_ns: int) -> Reply | None:
-        """Do what a message asks; None where nothing is to be said (FRAME, BYE).
+        """Do what a message asks; None where nothing is to be said (FRAME, SOON, BYE).
 
         Raises:
             Refusal: it cannot be done; nothing has changed.
@@ -108,6 +108,9 @@ class Dispatcher:
                 session=head.session,
                 sent_ns=head.sent_ns,
             )
+        if isinstance(body, wire.Soon):
+            self.counters["frames_foretold"] += 1
+            return None
         if isinstance(body, wire.Hello):
             return self._hello(body, peer)
         if self._settings.token and not peer.authorized:

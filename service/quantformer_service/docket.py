@@ -84,6 +84,11 @@ class Docket:
         """Ids of the standing questions."""
         return list(self._standing)
 
+    @property
+    def asks(self) -> bool:
+        """Whether a standing question is set, or an onset question pending."""
+        return bool(self._standing or self.pending)
+
     def ask(self, onset: wire.Onset, *, number: int, peer: Peer | None, request: int, now_ns: int) -> None:
         """Take an onset question; it is pending until `due` returns it.
 

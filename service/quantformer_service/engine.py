@@ -142,7 +142,10 @@ class Engine:
         now_ns = time.perf_counter_ns()
         until_ns = now_ns + _LONGEST_SLEEP_NS
         if self._rehearsal is not None and self._loop.idle:
-            until_ns = min(until_ns, self._rehearsal.follow(self._loop.dispatcher.sessions.values(), now_ns=now_ns))
+            sessions = self._loop.dispatcher.sessions.values()
+            until_ns = min(until_ns, self._rehearsal.follow(sessions, now_ns=now_ns))
+            tell_ns = self._loop.foretelling.before_frames(sessions, now_ns=now_ns)
+            until_ns = until_ns if tell_ns is None else min(until_ns, tell_ns)
         self._loop.turn(until_ns)
         now_ns = time.perf_counter_ns()
         if self._tap.tick(now_ns):

@@ -22,6 +22,7 @@ from quantformer_service.answering import Answering, is_late
 from quantformer_service.batch import MOST_QUESTIONS, take_turns
 from quantformer_service.dispatch import Dispatcher, Reply, error_header
 from quantformer_service.engine_settings import EngineSettings
+from quantformer_service.foretelling import Foretelling
 from quantformer_service.inference import Slot
 from quantformer_service.meter import Meter
 from quantformer_service.pace import Pace
@@ -109,6 +110,7 @@ class Loop:
         #: From an answer's window being ready to its publishing, of the last answers.
         self.latency_ms: deque[float] = deque(maxlen=1024)
         self.meter, self._pace = Meter(), Pace()
+        self.foretelling = Foretelling(self.publish)
         self._answering = Answering(bundle)
 
     @property
@@ -139,6 +141,7 @@ class Loop:
         if quiet:
             self._draft_ahead()
         now_ns = time.perf_counter_ns()
+        self.foretelling.tell(now_ns)
         due: list[tuple[Session, Question]] = []
         for session in self.dispatcher.sessions.values():
             if session.docket.pending:
@@ -187,6 +190,8 @@ class Loop:
         now_ns = time.perf_counter_ns()
         undrafted = any(slot.question.draft is None for slot in self._busy)
         look_ns = min(until_ns, now_ns + _DRAFT_AFTER_NS) if undrafted else until_ns
+        if (tell_ns := self.foretelling.next_ns) is not None:
+            look_ns = min(look_ns, tell_ns)
         sleep_ms = -(-(look_ns - now_ns) // 1_000_000)
         for session in self.dispatcher.sessions.values():
             begin_ns = session.docket.next_begin_ns(self._pace.expected_ns)
@@ -203,8 +208,9 @@ class Loop:
             message = wire.decode(incoming.data)
             reply = self.dispatcher.handle(message, peer=incoming.peer, now_ns=now_ns)
             self._tap.taken(message, incoming.data, reply=reply, now_ns=now_ns)
-            if reply is None:
+            if isinstance(message.body, wire.Frame):
                 self.meter.ingest.add(time.perf_counter_ns() - now_ns)
+            if reply is None:
                 return
             # In here too: what a client set may be too long to be told back.
             data = self._encoded(reply, request=message.header.request)
@@ -284,6 +290,8 @@ class Loop:
                     slots += self._captured(session, question)
         if slots:
             self._inference.submit(*slots)
+            for slot in slots:
+                self.foretelling.asked(self._busy[slot], now_ns=time.perf_counter_ns())
 
     def _turns(self) -> list[tuple[Session, Question]]:
         return take_turns(self.dispatcher.sessions, now_ns=time.perf_counter_ns(), fits=self._fits)
@@ -368,6 +376,7 @@ class Loop:
         self.counters["answers"] += 1
         self.counters["answers_late"] += late
         self.latency_ms.append((published_ns - answer.window_ready_ns) / 1e6)
+        self.foretelling.answered(session, took_ns=published_ns - answer.window_ready_ns)
         self._pace.answered(answer, rows=question.cost, rows_before=slot.cost_before)
         self.meter.answered(answer)
 

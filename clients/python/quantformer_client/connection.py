@@ -10,7 +10,7 @@ from typing import Literal, Self, TypeVar
 from quantformer_client import wire
 from quantformer_client.clock import Clock, ClockOffset, Ping
 from quantformer_client.errors import AnswerTimeoutError, ErrorCode, ServiceError, SessionLostError
-from quantformer_client.transport import TcpTransport, Transport, ZmqTransport
+from quantformer_client.transport import ZMQ_PORT, TcpTransport, Transport, ZmqTransport
 
 Reply = TypeVar("Reply")
 #: Seconds that a request waits for its reply.
@@ -34,7 +34,7 @@ class Connection:
     ) -> None:
         self._transport: Transport
         if over == "zmq":
-            self._transport = ZmqTransport(host=host, port=port or 7411)
+            self._transport = ZmqTransport(host=host, port=port or ZMQ_PORT)
         else:
             self._transport = TcpTransport(host=host, port=port or 7413)
         self._hello = wire.Hello(oldest=wire.MAJOR, newest=wire.MAJOR, client=client, token=token)

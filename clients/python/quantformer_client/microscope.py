@@ -15,6 +15,8 @@ from quantformer_client import wire
 from quantformer_client.clock import ClockOffset
 from quantformer_client.connection import TIMEOUT_S, Connection, refusal
 from quantformer_client.errors import ClientError, ErrorCode, ServiceError, SessionLostError
+from quantformer_client.herald import Herald
+from quantformer_client.transport import ZMQ_PORT
 
 #: Refusals and answers that are kept for a program that does not read them; the oldest go first.
 KEPT = 4096
@@ -25,7 +27,7 @@ class Microscope:
 
     `frame` never waits. What the engine refused arrives later: in `errors` (the newest) and `refused` (counts by code). When
     the engine restarted, the next call raises `SessionLostError`; `reopen` makes a new session with the same declaration.
-    Answers to onset questions arrive in `answers`.
+    Answers to onset questions arrive in `answers`. Over ZeroMQ a `Herald` tells the engine when the next frame comes.
     """
 
     def __init__(
@@ -57,11 +59,15 @@ class Microscope:
         self.connection = Connection(
             host=host, port=port, over=over, token=token, client="microscope", unasked=self._hear
         )
+        self._herald: Herald | None = None
         try:
             self.reopen()
         except BaseException:
             self.connection.close()
             raise
+        # An engine of wire version 2.0 would refuse what it says.
+        if over == "zmq" and self.connection.welcome.minor >= 1:
+            self._herald = Herald(host=host, port=port or ZMQ_PORT)
 
     def reopen(self) -> None:
         """Open a session (again); sets `session`, `known` (one bool a ROI) and `roi_hash`.
@@ -102,6 +108,8 @@ class Microscope:
             roi_hash=self.roi_hash,
         )
         self.connection.send(frame, session=self.session)
+        if self._herald is not None:
+            self._herald.sent()
 
     def onset(
         self,
@@ -195,6 +203,8 @@ class Microscope:
             self._lost = "it was closed"
             return self.connection.ask(wire.Close(), expect=wire.Closed, session=self.session).counters
         finally:
+            if self._herald is not None:
+                self._herald.close()
             self.connection.close()
 
     def _ask(self, body: wire.Body) -> wire.Accepted:

@@ -17,6 +17,8 @@ import zmq
 from quantformer_client.errors import UnreachableError
 from quantformer_client.wire import MAX_MESSAGE, MessageStream, MessageType, subscription, with_length
 
+#: The engine's ROUTER, unless its settings say otherwise.
+ZMQ_PORT = 7411
 #: Messages that wait in this process for a slow connection before sending is refused.
 SEND_QUEUE = 1000
 _CHUNK = 1 << 16
@@ -46,8 +48,8 @@ class Transport(Protocol):
 class ZmqTransport:
     """A ZeroMQ DEALER. Connects anew by itself; what was sent to an engine that died is not sent again."""
 
-    def __init__(self, *, host: str = "127.0.0.1", port: int = 7411, connect_s: float = 5.0) -> None:
-        self._address = _zmq_address(host, port)
+    def __init__(self, *, host: str = "127.0.0.1", port: int = ZMQ_PORT, connect_s: float = 5.0) -> None:
+        self._address = zmq_address(host, port)
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.set(zmq.IPV6, ":" in host)
         self._socket.set(zmq.LINGER, 500)
@@ -152,7 +154,7 @@ class Subscriber:
         self._socket.subscribe(subscription(MessageType.SESSION_LOST, session=session))
         self._socket.subscribe(subscription(MessageType.BYE))
         self._socket.set(zmq.IPV6, ":" in host)
-        self._socket.connect(_zmq_address(host, port))
+        self._socket.connect(zmq_address(host, port))
 
     def receive(self, timeout_s: float) -> bytes | None:
         """The next message, or None if there is none within the time."""
@@ -168,5 +170,6 @@ class Subscriber:
         self._socket.close()
 
 
-def _zmq_address(host: str, port: int) -> str:
+def zmq_address(host: str, port: int) -> str:
+    """Where ZeroMQ connects to."""
     return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"

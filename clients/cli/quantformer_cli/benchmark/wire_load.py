@@ -13,6 +13,7 @@ from quantformer_cli.benchmark.worker import Desk
 from quantformer_client import wire
 from quantformer_client.connection import Connection, refusal
 from quantformer_client.errors import SessionLostError
+from quantformer_client.herald import Herald
 from quantformer_client.watch import Watch
 from quantformer_client.wire import Asked, MessageType
 
@@ -41,6 +42,7 @@ class _WireClient:
             host=load.host, port=load.zmq_port if over == "zmq" else load.tcp_port, over=over,
             token=load.token, client="bench", unasked=self._hear,
         )  # fmt: skip
+        self._herald = Herald(host=load.host, port=load.zmq_port) if over == "zmq" else None
         self._session = self._question = 0
         self._errors: Counter[str] = Counter()
         self._last_error: wire.Error | None = None
@@ -115,6 +117,8 @@ class _WireClient:
             self._until(stamps.due_ns(frame))
             stamps.sent_ns[frame] = time.perf_counter_ns()
             connection.send(self._ask.frame(filled + frame, roi_hash=self._roi_hash), session=self._session)
+            if self._herald is not None:
+                self._herald.sent()
             last = self._ask.probed(frame)
             if last is not None:
                 stamps.probed.append(last)
@@ -189,4 +193,6 @@ class _WireClient:
             self._watcher.join()
         if self._watch is not None:
             self._watch.close()
+        if self._herald is not None:
+            self._herald.close()
         self._connection.close()

@@ -87,6 +87,15 @@ class Pong(Body, frozen=True, kw_only=True):
     replied_ns: Nanoseconds
 
 
+class Soon(Body, frozen=True, kw_only=True):
+    """What is waited for comes in a moment, a frame to the engine or an answer to subscribers; nobody replies.
+
+    It asks for nothing and changes nothing: who takes it, and the way to him, are awake when the other comes.
+    """
+
+    message_type = MessageType.SOON
+
+
 class GetStatus(Body, frozen=True, kw_only=True):
     """Asks for STATUS."""
 
@@ -495,6 +504,7 @@ BODIES: tuple[type[Body], ...] = (
     Bye,
     Ping,
     Pong,
+    Soon,
     GetStatus,
     Status,
     Error,

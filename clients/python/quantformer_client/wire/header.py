@@ -14,7 +14,7 @@ MAGIC = b"QNTF"
 #: What this side speaks: another major version is refused, a greater minor version only adds fields at an end. Messages of a
 #: recording may be as old as `OLDEST_READ`.
 MAJOR = 2
-MINOR = 0
+MINOR = 1
 OLDEST_READ = 1
 #: Bytes of one whole message, header included.
 MAX_MESSAGE = 16 * 1024 * 1024
@@ -39,6 +39,7 @@ class MessageType(IntEnum):
     ERROR = 8
     ACCEPTED = 9
     METRICS = 10
+    SOON = 11
     OPEN = 16
     OPENED = 17
     CLOSE = 18
