@@ -17,12 +17,16 @@ from tiny_study import TINY, tiny_cohort
 from quantformer.activation_metrics import auroc_within
 from quantformer.errors import RecordingError, UnavailableError, UsageError
 from quantformer.recording import Recording
+from quantformer_training import competitors as competitor_training
 from quantformer_training import contest as contests
+from quantformer_training import finetune as finetunes
+from quantformer_training import joint as joints
 from quantformer_training import pretrain_cohort as cohorts
 from quantformer_training.accelerator import Accelerator
 from quantformer_training.contest import MODELS, Entry, _Course, contest
 from quantformer_training.effort import Effort
 from quantformer_training.indexed import IndexedTrials
+from quantformer_training.loop import LoopConfig, LoopResult
 from quantformer_training.paper_design import DESIGNS
 from quantformer_training.pretrain import load_pretrained
 from quantformer_training.pretrain_cohort import pretrain_cohort
@@ -199,7 +203,9 @@ def lay(session: StoredSession, study: dict[str, Any], *, effort: Effort = TINY,
         member = data.members[0]
         real = {part: permuted(member.real[part], rng) for part in PARTS}
         data = replace(data, members=(replace(member, real=real),))
-    return _Course.lay(data, pretrained=load_pretrained(Path(study["pretrained"])), plain=None, effort=effort, seed=0)
+    merged = RunData.read(session, category=GRATING, most=effort.most, merged=True) if effort.refit else None
+    pretrained = load_pretrained(Path(study["pretrained"]))
+    return _Course.lay(data, merged=merged, pretrained=pretrained, plain=None, effort=effort, seed=0)
 
 
 def test_lower_precision_is_for_our_own_networks_and_competitors_train_in_float32(
@@ -254,19 +260,22 @@ def with_later_frames(recording: Recording, start: int) -> Recording:
     return replace(recording, fluorescence=traces)
 
 
-def test_test_frames_never_reach_training(tmp_path: Path, study: dict[str, Any]) -> None:
+@pytest.mark.parametrize("refit", [False, True])
+def test_test_frames_never_reach_training(tmp_path: Path, study: dict[str, Any], refit: bool) -> None:
     recording = small_recording(neurons=3, trials=48)
     session = write_session(recording, tmp_path / "a")
     start = split_of(session, category=GRATING).test[0][0]
     changed = write_session(with_later_frames(recording, start), tmp_path / "b")
-    courses = [lay(one, study) for one in (session, changed)]
-    for part in ("train", "pseudo", "validation"):
-        ours, theirs = (vars(getattr(course.sources, part).at_lead(0)) for course in courses)
-        for name, tensor in ours.items():
-            np.testing.assert_array_equal(tensor.numpy(), theirs[name].numpy(), err_msg=f"{part} {name}")
-    for field in dataclasses.fields(courses[0].known):
-        ours, theirs = (getattr(course.known, field.name) for course in courses)
-        np.testing.assert_array_equal(ours, theirs, err_msg=f"classical {field.name}")
+    courses = [lay(one, study, effort=replace(TINY, refit=refit)) for one in (session, changed)]
+    for lesson in ("first", "last"):
+        lessons = [getattr(course, lesson) for course in courses]
+        for part in ("train", "pseudo", "validation"):
+            ours, theirs = (vars(getattr(one.sources, part).at_lead(0)) for one in lessons)
+            for name, tensor in ours.items():
+                np.testing.assert_array_equal(tensor.numpy(), theirs[name].numpy(), err_msg=f"{lesson} {part} {name}")
+        for field in dataclasses.fields(lessons[0].known):
+            ours, theirs = (getattr(one.known, field.name) for one in lessons)
+            np.testing.assert_array_equal(ours, theirs, err_msg=f"{lesson}, classical {field.name}")
     for name in ("quantformer", "quantformer_paper", "logistic"):
         before, after = (course._answers(name) for course in courses)
         assert before.validation is not None
@@ -275,6 +284,46 @@ def test_test_frames_never_reach_training(tmp_path: Path, study: dict[str, Any])
         assert after.probability is not None
         np.testing.assert_array_equal(before.validation, after.validation, err_msg=name)
         assert not np.array_equal(before.probability, after.probability), "test rows are others"
+
+
+def test_a_refit_learns_from_validation_too_and_chooses_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, study: dict[str, Any]
+) -> None:
+    session = write_session(small_recording(neurons=3, trials=48), tmp_path / "session")
+    loop = replace(TINY.finetuning.activation, epochs=3)
+    finetuning = replace(TINY.finetuning, activation=loop, forecast=loop)
+    patient = replace(TINY, finetuning=finetuning, budget=replace(TINY.budget, epochs=3))
+    once, again = (lay(session, study, effort=replace(patient, refit=refit)) for refit in (False, True))
+    assert once.last is once.first
+    split = again.data.members[0].split
+    frames = again.last.sources.train.places()[0]
+    held = (frames >= split.validation[0][0]) & (frames < split.validation[0][1])
+    assert 0 < held.sum() < len(held)
+    assert not np.isin(frames, again.last.sources.test.places()[0]).any()
+    ran: list[tuple[str, int, int]] = []
+    for module in (finetunes, joints, competitor_training):
+
+        def noted(*, config: LoopConfig, stage: str, run: Any = module.run_loop, **of: Any) -> LoopResult:
+            result: LoopResult = run(config=config, stage=stage, **of)
+            ran.append((stage, result.epochs_run, result.best_epoch + 1))
+            return result
+
+        monkeypatch.setattr(module, "run_loop", noted)
+    for name in ("quantformer", "quantformer_joint", "quantformer_paper", "lstm", "brainlm", "logistic", "ridge"):
+        ran.clear()
+        before, after = once._answers(name), again._answers(name)
+        # What chooses is the fit that has not seen validation.
+        for part in ("validation", "validation_response"):
+            ours, theirs = getattr(before, part), getattr(after, part)
+            np.testing.assert_array_equal(ours, theirs, err_msg=f"{name} {part}") if ours is not None else None
+        for part in ("probability", "response"):
+            ours, theirs = getattr(before, part), getattr(after, part)
+            assert ours is None or not np.array_equal(ours, theirs), f"{name} {part}"
+        third = len(ran) // 3
+        chose, refitted = ran[third : 2 * third], ran[2 * third :]
+        assert ran[:third] == chose
+        assert [stage for stage, _, _ in refitted] == [stage for stage, _, _ in chose]
+        assert [count for _, count, _ in refitted] == [best for _, _, best in chose], name
 
 
 def permuted(trials: IndexedTrials, rng: np.random.Generator) -> IndexedTrials:

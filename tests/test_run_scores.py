@@ -218,8 +218,3 @@ def test_a_forecast_without_one_of_validation_has_no_distribution() -> None:
     found = score(Answers(response=GOOD.response), SCENE)
     assert "mse" in found
     assert not {"crps", "interval_coverage", "interval_width"} & set(found)
-
-
-def test_parts_are_those_that_there_are() -> None:
-    assert list(SCENE.parts()) == ["validation", "test", "control"]
-    assert list(replace(SCENE, control=None).parts()) == ["validation", "test"]

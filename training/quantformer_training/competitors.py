@@ -88,7 +88,9 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainedCompetitor:
-    """A trained network. ``tried`` is the best validation loss at each learning rate, ``result`` that of the one chosen."""
+    """A trained network. ``tried`` is the best validation loss at each learning rate, ``results`` those of the one chosen, a
+    stage: the last is of the task.
+    """
 
     spec: NetworkSpec
     task: Task
@@ -96,8 +98,13 @@ class TrainedCompetitor:
     signal_scale: float
     calibration: Calibration | None
     learning_rate: float
-    result: LoopResult
+    results: tuple[LoopResult, ...]
     tried: dict[float, float]
+
+    @property
+    def result(self) -> LoopResult:
+        """Of the task's own stage."""
+        return self.results[-1]
 
     def predict(
         self, source: TrialSource, *, lead: int = 0, denied: bool = False
@@ -135,12 +142,14 @@ def train_network(
     checkpoints: Path | None = None,
     fingerprint: str = "",
     accelerator: Accelerator | None = None,
+    like: TrainedCompetitor | None = None,
 ) -> TrainedCompetitor:
     """Train a competitor on a task (``config.outputs`` is set by it), at every learning rate of the budget.
 
     Activation is trained with the binary cross-entropy of QuantFormer's and calibrated as it is; a forecast with the mean
     squared error of the response in signal scales. ``fingerprint`` names the data to checkpoints. With an ``accelerator`` the
-    network trains, and then answers, on its device.
+    network trains, and then answers, on its device. ``like`` chose before: its learning rate, its epochs of each stage and its
+    calibration are taken, and validation chooses nothing.
 
     Raises:
         DataError: there is nothing to learn from, whole trials are not to be had, or as `run_loop`.
@@ -157,9 +166,9 @@ def train_network(
             "give one recording and its own vocabulary"
         )
     machine = accelerator or Accelerator()
-    chosen: tuple[float, TaskNetwork, LoopResult] | None = None
+    chosen: tuple[float, TaskNetwork, tuple[LoopResult, ...]] | None = None
     tried = {}
-    for rate in budget.learning_rates:
+    for rate in budget.learning_rates if like is None else (like.learning_rate,):
         torch.manual_seed(seed)
         network = spec.make(config)
         training = _Training(
@@ -181,7 +190,10 @@ def train_network(
         )
         mark = f"{fingerprint} {spec.title} {task} {config} {budget} {loop}"
         stage = f"{spec.title} {task}" + (f" at {rate:g}" if len(budget.learning_rates) > 1 else "")
+        results: list[LoopResult] = []
         for part, how, draw, losses, error in training.stages(loop):
+            if like is not None:
+                how = replace(how, stop_after=like.results[len(results)].best_epoch + 1)
             with drawn_ahead(draw, epochs=how.most_epochs) as drawn:
                 result = run_loop(
                     stage=stage + part,
@@ -195,19 +207,24 @@ def train_network(
                     accelerator=machine,
                     averaged=True,
                 )
+            results.append(result)
         tried[rate] = result.best_validation
-        if chosen is None or result.best_validation < chosen[2].best_validation:
-            chosen = rate, network, result
+        if chosen is None or result.best_validation < chosen[2][-1].best_validation:
+            chosen = rate, network, tuple(results)
     assert chosen is not None
-    rate, network, result = chosen
+    rate, network, found = chosen
+    if like is not None:
+        calibration = like.calibration
+    else:
+        calibration = _calibrated(network, validation, most=budget.validation_rows) if task == "activation" else None
     return TrainedCompetitor(
         spec=spec,
         task=task,
         network=network,
         signal_scale=signal_scale,
-        calibration=_calibrated(network, validation, most=budget.validation_rows) if task == "activation" else None,
+        calibration=calibration,
         learning_rate=rate,
-        result=result,
+        results=found,
         tried=tried,
     )
 

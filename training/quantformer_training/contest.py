@@ -22,7 +22,7 @@ from quantformer_training.calibrate import calibrate, probability
 from quantformer_training.competitors import TrainedCompetitor, train_network
 from quantformer_training.effort import Effort
 from quantformer_training.explain.chosen import shown_forecasts
-from quantformer_training.finetune import TrainedModel, finetune
+from quantformer_training.finetune import FinetuneConfig, TrainedModel, finetune
 from quantformer_training.indexed import IndexedSource
 from quantformer_training.jobs import message
 from quantformer_training.joint import JointModel, finetune_joint
@@ -119,8 +119,13 @@ def contest(
         raise UsageError(f"{', '.join(strangers)} is no model of the study; there are {', '.join(MODELS)}")
     accelerator = one_process(device=device, precision=effort.gpu_precision)
     with one_thread(), threadpool_limits(limits=1):
+        data, merged = (
+            _run(sessions, mouse=mouse, category=category, effort=effort, label=label, merged=merged)
+            for merged in (False, effort.refit)
+        )
         course = _Course.lay(
-            _run(sessions, mouse=mouse, category=category, effort=effort, label=label),
+            data,
+            merged=merged if effort.refit else None,
             pretrained=load_pretrained(Path(pretrained)),
             plain=Path(plain) if plain else None,
             brainlm=Path(brainlm) if brainlm else None,
@@ -132,7 +137,9 @@ def contest(
         return [course.enter(name) for name in models]
 
 
-def _run(sessions: tuple[str, ...], *, mouse: str, category: str, effort: Effort, label: Definition) -> RunData:
+def _run(
+    sessions: tuple[str, ...], *, mouse: str, category: str, effort: Effort, label: Definition, merged: bool
+) -> RunData:
     """The mouse's first session with the category, or every mouse's together; mice that cannot be used are left out of those."""
     found: dict[str, RunData] = {}
     reasons = []
@@ -143,7 +150,7 @@ def _run(sessions: tuple[str, ...], *, mouse: str, category: str, effort: Effort
             continue
         try:
             rule = LabelRule(definition=label)
-            found[subject] = RunData.read(session, category=category, most=effort.most, rule=rule)
+            found[subject] = RunData.read(session, category=category, most=effort.most, rule=rule, merged=merged)
         except (RecordingError, SignalError) as error:
             reasons.append(str(error))
     if not found:
@@ -152,14 +159,40 @@ def _run(sessions: tuple[str, ...], *, mouse: str, category: str, effort: Effort
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class _Lesson:
+    """What a fit learns from, and what it is asked then: networks read ``sources``, classical models rows."""
+
+    sources: RunSources
+    known: Rows
+    validation: Rows
+    test: Rows
+    control: Rows | None
+
+    @classmethod
+    def of(cls, data: RunData, *, signal_scale: float, effort: Effort) -> _Lesson:
+        """Of a run's parts as they are."""
+        sources, context = data.sources(signal_scale), _context_of(data)
+        return cls(
+            sources=sources,
+            known=context(sources.train, effort.classical_rows),
+            validation=context(sources.validation, None),
+            test=context(sources.test, None),
+            control=context(sources.control, None) if len(sources.control) else None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Course:
-    """A run made ready, on which one model after the other is entered. Without ``forecasts`` QuantFormer is asked for the
-    activation alone: a forecast has no label, and was made under the usual one. Its own designs train in the precision of
-    ``accelerator``, every other network in float32 on its device.
+    """A run made ready, on which one model after the other is entered. The ``first`` lesson is of the training part: by what it
+    answers on validation everything is chosen. The ``last`` is what answers on the test part have learned from: the same, or
+    both parts together. Without ``forecasts`` QuantFormer is asked for the activation alone: a forecast has no label, and was
+    made under the usual one. Its own designs train in the precision of ``accelerator``, every other network in float32 on its
+    device.
     """
 
     data: RunData
-    sources: RunSources
+    first: _Lesson
+    last: _Lesson
     pretrained: Pretrained
     plain: Path | None
     brainlm: Path | None
@@ -167,7 +200,6 @@ class _Course:
     effort: Effort
     seed: int
     accelerator: Accelerator
-    known: Rows
     scene: Scene
 
     @classmethod
@@ -175,6 +207,7 @@ class _Course:
         cls,
         data: RunData,
         *,
+        merged: RunData | None = None,
         pretrained: Pretrained,
         plain: Path | None = None,
         brainlm: Path | None = None,
@@ -183,21 +216,22 @@ class _Course:
         seed: int,
         accelerator: Accelerator | None = None,
     ) -> _Course:
-        sources = data.sources(pretrained.signal_scale)
-        context = _context_of(data)
-        known, test = context(sources.train, effort.classical_rows), context(sources.test, None)
+        scale = pretrained.signal_scale
+        first = _Lesson.of(data, signal_scale=scale, effort=effort)
+        last = first if merged is None else _Lesson.of(merged, signal_scale=scale, effort=effort)
         scene = Scene(
-            validation=context(sources.validation, None),
-            test=test,
-            control=context(sources.control, None) if len(sources.control) else None,
-            rate=ACTIVATION_BASELINES["neuron_stimulus_rate"]().fit(known).predict(test),
+            validation=first.validation,
+            test=last.test,
+            control=last.control,
+            rate=ACTIVATION_BASELINES["neuron_stimulus_rate"]().fit(last.known).predict(last.test),
             window=label_frames(data.category),
             minutes=data.minutes,
             validation_seconds=_seconds(data),
         )
         return cls(
             data=data,
-            sources=sources,
+            first=first,
+            last=last,
             pretrained=pretrained,
             plain=plain,
             brainlm=brainlm,
@@ -205,7 +239,6 @@ class _Course:
             effort=effort,
             seed=seed,
             accelerator=accelerator or Accelerator(),
-            known=known,
             scene=scene,
         )
 
@@ -251,40 +284,53 @@ class _Course:
             return self._networks(finetuned_brainlm(self.brainlm), accelerator=self._in_float32)
         if name in NETWORKS:
             return self._networks(NETWORKS[name], accelerator=self._in_float32)
-        if name in POPULATION_BASELINES and self.known.context is None:
+        if name in POPULATION_BASELINES and self.first.known.context is None:
             raise RecordingError("several mice have no common population; ask one mouse at a time")
+        first, last = self.first, self.last
         if name in FORECAST_BASELINES:
-            forecast = FORECAST_BASELINES[name]().fit(self.known)
-            return Answers(
-                response=forecast.predict(self.scene.test), validation_response=forecast.predict(self.scene.validation)
-            )
-        fitted = ACTIVATION_BASELINES[name]().fit(self.known)
-        told = {part: fitted.predict(rows) for part, rows in self.scene.parts().items()}
-        return Answers(probability=told["test"], validation=told["validation"], control=told.get("control"))
+            forecast = FORECAST_BASELINES[name]().fit(first.known)
+            held_response = forecast.predict(first.validation)
+            if last is not first:
+                forecast = FORECAST_BASELINES[name]().fit(last.known)
+            return Answers(response=forecast.predict(last.test), validation_response=held_response)
+        fitted = ACTIVATION_BASELINES[name]().fit(first.known)
+        held = fitted.predict(first.validation)
+        if last is not first:
+            fitted = ACTIVATION_BASELINES[name]().fit(last.known)
+        control = None if last.control is None else fitted.predict(last.control)
+        return Answers(probability=fitted.predict(last.test), validation=held, control=control)
 
     def _quantformer(self, *, joint: bool) -> Answers:
-        sources, config = self.sources, self.effort.finetuning
+        sources, config = self.last.sources, self.effort.finetuning
         if not self.forecasts and not joint:
             config = replace(config, forecast=replace(config.forecast, stop_after=1))
-        model = (finetune_joint if joint else finetune)(
-            self.pretrained,
-            vocabulary=self.data.vocabulary,
-            real=sources.train,
-            pseudo=sources.pseudo,
-            moments=sources.moments,
-            validation=sources.validation,
-            config=config,
-            report=_silent,
-            accelerator=self.accelerator,
-        )
-        # Asked where it was trained: on a CPU the answers of a large study would take longer than its training on a GPU.
-        model.to(self.accelerator.device)
-        calibrated = calibrate(model, sources.validation, seconds=self.scene.validation_seconds)
+
+        def trained(sources: RunSources, config: FinetuneConfig) -> TrainedModel | JointModel:
+            made: TrainedModel | JointModel = (finetune_joint if joint else finetune)(
+                self.pretrained,
+                vocabulary=self.data.vocabulary,
+                real=sources.train,
+                pseudo=sources.pseudo,
+                moments=sources.moments,
+                validation=sources.validation,
+                config=config,
+                report=_silent,
+                accelerator=self.accelerator,
+            )
+            # Asked where it was trained: on a CPU the answers of a large study would take longer than its training on a GPU.
+            made.to(self.accelerator.device)
+            return made
+
+        model = chosen = trained(self.first.sources, config)
+        held = asked(chosen, self.first.sources.validation)
+        calibrated = calibrate(chosen, self.first.sources.validation, seconds=self.scene.validation_seconds)
+        if self.last is not self.first:
+            model = trained(sources, config.stopped(*chosen.results))
 
         def chance(source: IndexedSource, *, lead: int = 0, denied: bool = False) -> NDArray[np.float64]:
             return probability(asked(model, source, lead=lead, denied=denied)["logit"], calibrated.calibration)
 
-        made, held = asked(model, sources.test), asked(model, sources.validation)
+        made = asked(model, sources.test)
         return Answers(
             probability=probability(made["logit"], calibrated.calibration),
             response=made["response"] if self.forecasts else None,
@@ -312,7 +358,7 @@ class _Course:
 
     def _networks(self, spec: NetworkSpec, *, accelerator: Accelerator) -> Answers:
         """One network a task, as every competitor of the paper."""
-        vocabulary, sources, model = self.data.vocabulary, self.sources, self.effort.model
+        vocabulary, sources, model = self.data.vocabulary, self.last.sources, self.effort.model
         config = NetworkConfig(
             neurons=len(vocabulary.neuron_ids),
             feature_width=vocabulary.recipe.width,
@@ -324,7 +370,9 @@ class _Course:
             dropout=model.dropout,
         )
 
-        def trained(task: Literal["activation", "forecast"]) -> TrainedCompetitor:
+        def trained(
+            task: Literal["activation", "forecast"], sources: RunSources, like: TrainedCompetitor | None
+        ) -> TrainedCompetitor:
             return train_network(
                 spec,
                 task=task,
@@ -338,17 +386,22 @@ class _Course:
                 signal_scale=self.pretrained.signal_scale,
                 report=_silent,
                 accelerator=accelerator,
+                like=like,
             )
 
-        activation, forecast = trained("activation"), trained("forecast")
+        chosen = trained("activation", self.first.sources, None), trained("forecast", self.first.sources, None)
+        activation, forecast = chosen
+        if self.last is not self.first:
+            activation, forecast = trained("activation", sources, chosen[0]), trained("forecast", sources, chosen[1])
+        held = self.first.sources.validation
         return Answers(
             probability=activation.predict(sources.test).astype(np.float64),
             response=forecast.predict(sources.test).astype(np.float32),
-            validation=activation.predict(sources.validation).astype(np.float64),
+            validation=chosen[0].predict(held).astype(np.float64),
             denied=activation.predict(sources.test, denied=True).astype(np.float64),
             control=activation.predict(sources.control).astype(np.float64) if len(sources.control) else None,
             by_lead={lead: activation.predict(sources.test, lead=lead).astype(np.float64) for lead in LEADS if lead},
-            validation_response=forecast.predict(sources.validation).astype(np.float32),
+            validation_response=chosen[1].predict(held).astype(np.float32),
             parameters=sum(
                 p.numel() for one in (activation, forecast) for p in one.network.parameters() if p.requires_grad
             ),

@@ -16,8 +16,9 @@ from quantformer_training.run_data import MostTrials
 @dataclass(frozen=True, kw_only=True)
 class Effort:
     """``neurons`` a simulated mouse; ``pretraining_windows`` a session; ``classical_rows`` what a classical model reads, at
-    most; the rest as named. ``gpu_precision`` is what QuantFormer's own networks train in on a GPU: competitors' train in
-    float32 everywhere, for not all of their libraries' operations know another.
+    most; the rest as named. With ``refit`` every model, once validation has chosen, is fitted anew on training and validation
+    together, as `quantformer evaluate` does. ``gpu_precision`` is what QuantFormer's own networks train in on a GPU:
+    competitors' train in float32 everywhere, for not all of their libraries' operations know another.
     """
 
     preset: str
@@ -30,6 +31,7 @@ class Effort:
     budget: Budget
     most: MostTrials
     classical_rows: int
+    refit: bool = False
     gpu_precision: str = "float32"
 
     def seeded(self, seed: int) -> Effort:
@@ -92,6 +94,8 @@ EFFORTS: Mapping[str, Effort] = MappingProxyType(
             budget=_RECORDING,
             most=MostTrials(),
             classical_rows=60_000,
+            # A recording has few presentations: the last ones before the test teach, too.
+            refit=True,
         ),
         # The paper's sizes and epochs on all trials: for a GPU.
         "paper": Effort(

@@ -33,7 +33,7 @@ from quantformer_training.finetune import (
     tokens_of,
     without_stimulus,
 )
-from quantformer_training.loop import Report, in_batches, run_loop
+from quantformer_training.loop import LoopResult, Report, in_batches, run_loop
 from quantformer_training.pretrain import Pretrained
 from quantformer_training.sources import RowSource
 
@@ -41,7 +41,11 @@ _ASKED_ROWS = 2048
 
 
 class JointModel(nn.Module):
-    """The heads, shortcuts and tokens of both task networks around the activation network's encoder."""
+    """The heads, shortcuts and tokens of both task networks around the activation network's encoder. ``results`` are those of the
+    training, the same for each task, once there was one.
+    """
+
+    results: tuple[LoopResult, LoopResult]
 
     def __init__(self, forecaster: Forecaster, tokens: TaskTokens) -> None:
         super().__init__()
@@ -137,7 +141,7 @@ def finetune_joint(
         real, pseudo, moments, config=config, loop=config.forecast, device=machine.device, trees=trees
     ):
         with drawn_ahead(draw, epochs=loop.most_epochs) as drawn:
-            run_loop(
+            result = run_loop(
                 stage="both tasks" + part,
                 network=nn.ModuleList([forecaster.activation, forecaster.response, model.tokens]),
                 config=loop,
@@ -150,4 +154,5 @@ def finetune_joint(
                 accelerator=machine,
                 averaged=True,
             )
+    model.results = result, result
     return model.cpu().eval()

@@ -76,14 +76,25 @@ class RunData:
     members: tuple[Member, ...]
 
     @classmethod
-    def read(cls, session: StoredSession, *, category: str, most: MostTrials, rule: LabelRule | None = None) -> RunData:
-        """One session's presentations of a category; ``rule`` says what active means (default: the paper's words).
+    def read(
+        cls,
+        session: StoredSession,
+        *,
+        category: str,
+        most: MostTrials,
+        rule: LabelRule | None = None,
+        merged: bool = False,
+    ) -> RunData:
+        """One session's presentations of a category; ``rule`` says what active means (default: the paper's words). Where parts
+        are ``merged``, presentations of validation train, too.
 
         Raises:
             RecordingError: the category is not there, a part has no usable trial, or only one class of them.
         """
         vocabulary = _vocabulary(session, category)
-        member = _member(session, category=category, most=most, rule=rule or LabelRule())
+        split = split_of(session, category=category)
+        split = split.merged() if merged else split
+        member = _member(session, split=split, category=category, most=most, rule=rule or LabelRule())
         made = cls(
             mouse=session.provenance.subject,
             category=category,
@@ -223,8 +234,8 @@ def scaled(trials: IndexedTrials, scale: float) -> NDArray[np.float64]:
     return values
 
 
-def _member(session: StoredSession, *, category: str, most: MostTrials, rule: LabelRule) -> Member:
-    recipe, split = SignalRecipe(), split_of(session, category=category)
+def _member(session: StoredSession, *, split: Split, category: str, most: MostTrials, rule: LabelRule) -> Member:
+    recipe = SignalRecipe()
     reader = SessionReader(session, split=split, recipe=recipe, rule=rule)
     moments = real_moments(session)
     moments = moments.select(np.flatnonzero([name == category for name in moments.category]))

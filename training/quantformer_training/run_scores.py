@@ -35,11 +35,6 @@ class Scene:
     minutes: float
     validation_seconds: float
 
-    def parts(self) -> dict[str, Rows]:
-        """The rows by part."""
-        control = {} if self.control is None else {"control": self.control}
-        return {"validation": self.validation, "test": self.test, **control}
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Answers:
