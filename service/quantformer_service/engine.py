@@ -19,6 +19,7 @@ from quantformer.bundle import Bundle, load_bundle
 from quantformer.errors import UsageError
 from quantformer_client import wire
 from quantformer_client.wire import ErrorCode
+from quantformer_service import timeslice
 from quantformer_service.dispatch import new_id
 from quantformer_service.engine_settings import EngineSettings
 from quantformer_service.garbage import Garbage
@@ -295,6 +296,9 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     bundle = in_precision(
         load_bundle(settings.bundle), precision=engine_settings.precision, provider=engine_settings.provider
     )
+    # Before any other thread is there: those of ZeroMQ and of inference begin with what this one has.
+    if refused := timeslice.shorten():
+        _log.info("short time slices are not to be had: %s", refused)
     engine = Engine(engine_settings, bundle)
     privileges = Privileges(engine_settings)
     sys.setswitchinterval(_SWITCH_S)
