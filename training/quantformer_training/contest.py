@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -119,13 +120,10 @@ def contest(
         raise UsageError(f"{', '.join(strangers)} is no model of the study; there are {', '.join(MODELS)}")
     accelerator = one_process(device=device, precision=effort.gpu_precision)
     with one_thread(), threadpool_limits(limits=1):
-        data, merged = (
-            _run(sessions, mouse=mouse, category=category, effort=effort, label=label, merged=merged)
-            for merged in (False, effort.refit)
-        )
+        run = partial(_run, sessions, mouse=mouse, category=category, effort=effort, label=label)
         course = _Course.lay(
-            data,
-            merged=merged if effort.refit else None,
+            run(merged=False),
+            merged=run(merged=True) if effort.refit else None,
             pretrained=load_pretrained(Path(pretrained)),
             plain=Path(plain) if plain else None,
             brainlm=Path(brainlm) if brainlm else None,
