@@ -15,7 +15,7 @@ BEFORE_NS = 1_500_000
 APART_NS, MOST = 1_000_000, 8
 #: Answers of a session by which the next one is expected: as soon as the quickest quarter of them.
 REMEMBERED, QUICKEST = 8, 4
-#: Sessions whose frames come faster than this keep the way awake by themselves.
+#: Frames that come faster than this keep every way awake by themselves; the rehearsal's, too.
 SHORTEST_PERIOD_S = 0.008
 
 

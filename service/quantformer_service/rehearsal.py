@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from quantformer.bundle import Bundle
 from quantformer_client import wire
 from quantformer_service.engine_settings import EngineSettings
+from quantformer_service.foretelling import SHORTEST_PERIOD_S
 from quantformer_service.inference import Slot
 from quantformer_service.loop import Loop
 from quantformer_service.meter import Timing
@@ -31,8 +32,6 @@ _log = logging.getLogger(__name__)
 
 #: A rehearsal begins so long before the next frame is expected, and is repeated every so often until it came, or is so late.
 BEFORE_NS, APART_NS, AFTER_NS = 2_500_000, 1_000_000, 1_500_000
-#: Frames that come faster than this keep the way walked by themselves.
-SHORTEST_PERIOD_S = 0.008
 #: ROIs of the rehearsed session at most: what is to be kept is the way, whatever passes on it.
 MOST_ROIS = 256
 #: Longer than the loop ever sleeps.

@@ -1,8 +1,8 @@
-"""Short time slices: a thread that has one runs at once when it wakes, whatever of ordinary priority runs on its core.
+"""Short time slices: a thread that has one runs sooner when it wakes, while others of ordinary priority run on its core.
 
-A scheduler that shares fairly lets what runs finish its slice, some milliseconds, before another has its turn; Linux from 6.12 on
-makes an exception for one that asked for a shorter slice (``sched_runtime`` of sched_setattr(2)). It needs no right, and gives no
-more of the core than before. Earlier kernels take the wish and do nothing.
+A scheduler that shares fairly may let what runs finish its slice, some milliseconds, before another has its turn; Linux from 6.12
+on makes an exception for one that asked for a shorter slice (``sched_runtime`` of sched_setattr(2)). It needs no right, and gives
+no more of the core than before.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,12 +27,11 @@ from quantformer_training.finetune import FinetuneConfig, TrainedModel, finetune
 from quantformer_training.indexed import IndexedSource
 from quantformer_training.jobs import message
 from quantformer_training.joint import JointModel, finetune_joint
+from quantformer_training.lesson import Lesson
 from quantformer_training.loop import Progress
 from quantformer_training.networks import NETWORKS, NetworkConfig, NetworkSpec, finetuned_brainlm
 from quantformer_training.paper_design import DESIGNS, paper_design
-from quantformer_training.population import Population
 from quantformer_training.pretrain import Pretrained, load_pretrained
-from quantformer_training.rows import Rows
 from quantformer_training.run_data import RunData, RunSources
 from quantformer_training.run_scores import Answers, Scene, score
 from quantformer_training.store import open_session
@@ -157,29 +156,6 @@ def _run(
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Lesson:
-    """What a fit learns from, and what it is asked then: networks read ``sources``, classical models rows."""
-
-    sources: RunSources
-    known: Rows
-    validation: Rows
-    test: Rows
-    control: Rows | None
-
-    @classmethod
-    def of(cls, data: RunData, *, signal_scale: float, effort: Effort) -> _Lesson:
-        """Of a run's parts as they are."""
-        sources, context = data.sources(signal_scale), _context_of(data)
-        return cls(
-            sources=sources,
-            known=context(sources.train, effort.classical_rows),
-            validation=context(sources.validation, None),
-            test=context(sources.test, None),
-            control=context(sources.control, None) if len(sources.control) else None,
-        )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
 class _Course:
     """A run made ready, on which one model after the other is entered. The ``first`` lesson is of the training part: by what it
     answers on validation everything is chosen. The ``last`` is what answers on the test part have learned from: the same, or
@@ -189,8 +165,8 @@ class _Course:
     """
 
     data: RunData
-    first: _Lesson
-    last: _Lesson
+    first: Lesson
+    last: Lesson
     pretrained: Pretrained
     plain: Path | None
     brainlm: Path | None
@@ -215,8 +191,8 @@ class _Course:
         accelerator: Accelerator | None = None,
     ) -> _Course:
         scale = pretrained.signal_scale
-        first = _Lesson.of(data, signal_scale=scale, effort=effort)
-        last = first if merged is None else _Lesson.of(merged, signal_scale=scale, effort=effort)
+        first = Lesson.of(data, signal_scale=scale, effort=effort)
+        last = first if merged is None else Lesson.of(merged, signal_scale=scale, effort=effort)
         scene = Scene(
             validation=first.validation,
             test=last.test,
@@ -412,28 +388,6 @@ def asked(
     """What a model says of every row of a source: ``logit``, ``response`` and ``spread``."""
     parts = [vars(model.predict(rows, denied=denied)) for rows in source.batches(lead=lead, size=_BATCH)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _context_of(data: RunData) -> Callable[[IndexedSource, int | None], Rows]:
-    """Rows with what the population did, where the run is of one session."""
-    population = None
-    if len(data.members) == 1:
-        session = data.members[0].session
-        population = Population(
-            session.corrected(),
-            spans=data.members[0].split.train,
-            rate_hz=session.rate_hz,
-            running_speed_cm_s=session.running_speed_cm_s,
-        )
-
-    def rows(source: IndexedSource, most: int | None) -> Rows:
-        plain = source.rows(most=most)
-        if population is None:
-            return plain
-        frame, neuron = source.places(most=most)
-        return replace(plain, context=population.context(frame=frame, neuron=neuron))
-
-    return rows
 
 
 def _seconds(data: RunData) -> float:
