@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+import msgspec
+import numpy as np
 import pytest
 import zmq
 from hypothesis import given
@@ -15,6 +17,7 @@ from quantformer_client.herald import BEFORE_S, Herald, next_moment
 
 #: Frames by which the next one is expected.
 COUNT = 8
+FRAME = wire.Frame(number=0, device_s=0.0, fluorescence=np.ones(3, np.float32))
 PERIODS = st.floats(0.009, 0.4)
 
 
@@ -79,7 +82,7 @@ def test_the_engine_is_told_about_once_a_frame_until_frames_end(router: tuple[zm
     time.sleep(0.3)
     assert heard(socket) == 0
     for _ in range(40):
-        herald.sent()
+        herald.sent(FRAME)
         time.sleep(0.05)
     # From the ninth on; a machine that is held up may lose some, or tell of one twice.
     assert 10 <= heard(socket) <= 48
@@ -90,12 +93,29 @@ def test_the_engine_is_told_about_once_a_frame_until_frames_end(router: tuple[zm
     herald.close()
 
 
+def test_the_last_frame_is_written_again_with_each(
+    router: tuple[zmq.Socket[bytes], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    socket, port = router
+    written: list[wire.Frame] = []
+    encode = wire.Frame.encode
+    monkeypatch.setattr(wire.Frame, "encode", lambda frame, **header: written.append(frame) or encode(frame, **header))
+    herald = Herald(port=port)
+    for number in range(30):
+        herald.sent(msgspec.structs.replace(FRAME, number=number))
+        time.sleep(0.05)
+    herald.close()
+    assert len(written) >= heard(socket) >= 1
+    # The last of the frames by which the next one is expected, or a later one.
+    assert {frame.number for frame in written} <= set(range(COUNT - 1, 30))
+
+
 def test_an_engine_that_is_away_costs_nothing(router: tuple[zmq.Socket[bytes], int]) -> None:
     socket, port = router
     socket.close(0)
     herald = Herald(port=port)
     for _ in range(20):
-        herald.sent()
+        herald.sent(FRAME)
         time.sleep(0.02)
     herald.close()
     herald.close()

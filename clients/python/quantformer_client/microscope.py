@@ -98,7 +98,7 @@ class Microscope:
             SessionLostError: the engine does not know the session any more.
             UnreachableError: there is no connection, or it does not keep up; the frame was not sent.
         """
-        self._check()
+        self._known()
         frame = wire.Frame(
             number=number,
             device_s=device_s,
@@ -109,7 +109,9 @@ class Microscope:
         )
         self.connection.send(frame, session=self.session)
         if self._herald is not None:
-            self._herald.sent()
+            self._herald.sent(frame)
+        # Heard when the frame is on its way: it does not wait for that.
+        self._check()
 
     def onset(
         self,
@@ -213,6 +215,9 @@ class Microscope:
     def _check(self) -> None:
         if not self._lost:
             self.connection.drain()
+        self._known()
+
+    def _known(self) -> None:
         if self._lost:
             raise SessionLostError(ErrorCode.SESSION_LOST, self._lost)
 

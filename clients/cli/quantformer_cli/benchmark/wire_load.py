@@ -114,11 +114,12 @@ class _WireClient:
         desk.ready()
         stamps.begin(time.perf_counter_ns())
         for frame in range(load.frames):
+            body = self._ask.frame(filled + frame, roi_hash=self._roi_hash)
             self._until(stamps.due_ns(frame))
             stamps.sent_ns[frame] = time.perf_counter_ns()
-            connection.send(self._ask.frame(filled + frame, roi_hash=self._roi_hash), session=self._session)
+            connection.send(body, session=self._session)
             if self._herald is not None:
-                self._herald.sent()
+                self._herald.sent(body)
             last = self._ask.probed(frame)
             if last is not None:
                 stamps.probed.append(last)

@@ -94,6 +94,7 @@ from quantformer_client.wire.header import (
     Header,
     MessageType,
     PayloadFormat,
+    pack_header,
     subscription,
 )
 from quantformer_client.wire.ranking import Ranked, ranking
@@ -195,6 +196,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 
 _ENCODER = msgspec.json.Encoder()
 _DECODERS = {body.message_type: msgspec.json.Decoder(body) for body in BODIES}
+_WITH_ARRAYS = (Frame, Answer)
 _BINARY = {MessageType.FRAME: PayloadFormat.FLOAT32, MessageType.ANSWER: PayloadFormat.ANSWER}
 
 
@@ -215,7 +217,7 @@ def encode(
     Raises:
         WireError: a number or an array does not fit, or the payload is longer than its limit.
     """
-    if isinstance(body, Frame | Answer):
+    if isinstance(body, _WITH_ARRAYS):
         return body.encode(session=session, request=request, epoch=epoch, sent_ns=sent_ns)
     payload = _ENCODER.encode(body)
     name = body.message_type.name
@@ -223,9 +225,10 @@ def encode(
         raise WireError(
             ErrorCode.OVERSIZED, f"{name}: a JSON payload of {len(payload)} bytes, at most {MAX_CONTROL} fit"
         )
-    head = Header(
-        type=body.message_type,
-        format=PayloadFormat.JSON,
+    head = pack_header(
+        body.message_type,
+        PayloadFormat.JSON,
+        len(payload),
         session=session,
         request=request,
         epoch=epoch,
@@ -234,9 +237,8 @@ def encode(
         device_s=device_s,
         roi_hash=roi_hash,
         count=count,
-        payload_bytes=len(payload),
     )
-    return head.encode() + payload
+    return head + payload
 
 
 def peek(buffer: bytes | bytearray | memoryview) -> Header:

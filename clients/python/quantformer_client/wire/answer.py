@@ -12,7 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantformer_client.errors import ErrorCode, WireError
-from quantformer_client.wire.header import HEADER_BYTES, MAJOR, MAX_MESSAGE, Flags, Header, MessageType, PayloadFormat
+from quantformer_client.wire.header import (
+    HEADER_BYTES,
+    MAJOR,
+    MAX_MESSAGE,
+    Flags,
+    Header,
+    MessageType,
+    PayloadFormat,
+    pack_header,
+)
 
 #: Most bytes of an ANSWER's payload.
 MAX_ANSWER = MAX_MESSAGE - HEADER_BYTES
@@ -181,18 +190,17 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             raise WireError(
                 ErrorCode.OVERSIZED, f"ANSWER: {payload_bytes} bytes; ask for fewer ROIs, stimuli or less detail"
             )
-        head = Header(
-            type=self.message_type,
-            format=PayloadFormat.ANSWER,
+        message = bytearray(HEADER_BYTES + payload_bytes)
+        message[:HEADER_BYTES] = pack_header(
+            MessageType.ANSWER,
+            PayloadFormat.ANSWER,
+            payload_bytes,
             flags=self.flags,
             frame=self.last_frame,
             device_s=self.last_frame_s,
             count=n,
-            payload_bytes=payload_bytes,
             **header,
         )
-        message = bytearray(HEADER_BYTES + payload_bytes)
-        message[:HEADER_BYTES] = head.encode()
         _LINEAGE.pack_into(
             message,
             HEADER_BYTES,
@@ -266,11 +274,12 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             raise WireError(ErrorCode.BAD_PAYLOAD, f"ANSWER: {wanted} bytes announced, the payload has {len(payload)}")
         # An engine of version 1.0 has the shorter table.
         told = _TOLD.unpack_from(payload, _LINEAGE.size) if lineage_bytes >= LINEAGE_BYTES else _UNTOLD
-        told_s, uncertainty_s, display_latency_s, source = told
-        if asked not in _ASKED or phase not in _PHASES or source not in _SOURCES:
+        told_s, uncertainty_s, display_latency_s, source_number = told
+        how, where, source = _ASKED.get(asked), _PHASES.get(phase), _SOURCES.get(source_number)
+        if how is None or where is None or source is None:
             raise WireError(
                 ErrorCode.BAD_PAYLOAD,
-                f"ANSWER: asked {asked}, phase {phase} and source {source}; see wire.md for the numbers",
+                f"ANSWER: asked {asked}, phase {phase} and source {source_number}; see wire.md for the numbers",
             )
         rois, arrays = _arrays(payload, lineage_bytes, n=n, s=s, steps=steps, frames=frames, major=header.major)
         labels_at = wanted - labels_bytes
@@ -282,8 +291,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             raise WireError(ErrorCode.BAD_PAYLOAD, f"ANSWER: {len(labels)} labels for {s} stimuli")
         return cls(
             question=question,
-            asked=Asked(asked),
-            phase=Phase(phase),
+            asked=how,
+            phase=where,
             stimuli=tuple(labels),
             onset_frame=onset_frame,
             onset_s=onset_s,
@@ -304,8 +313,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             told_s=told_s,
             uncertainty_s=uncertainty_s,
             display_latency_s=display_latency_s,
-            source=Source(source),
-            flags=Flags(header.flags),
+            source=source,
+            flags=_FLAG_SETS[header.flags] if header.flags < len(_FLAG_SETS) else Flags(header.flags),
         )
 
 
@@ -322,32 +331,32 @@ def _arrays(
     buffer: bytearray | memoryview, at: int, *, n: int, s: int, steps: int, frames: int, major: int
 ) -> tuple[NDArray[np.uint32], dict[str, Any]]:
     """The arrays of a message that begin at a byte of it, as views: ``rois``, and the others by name."""
-    rows = s * n
-    rois = np.frombuffer(buffer, dtype=_U4, count=n, offset=at)
-    validity = np.frombuffer(buffer, dtype=_U1, count=n, offset=at + 4 * n)
+    rois = np.ndarray((n,), _U4, buffer, at)
+    at += 4 * n
+    arrays: dict[str, Any] = {"validity": np.ndarray((n,), _U1, buffer, at)}
     # Four-byte numbers follow the validity bytes: they begin at a multiple of 4.
-    at += 5 * n + -n % 4
-    forecast = forecast_bytes(rois=n, stimuli=s, response_frames=steps, major=major) // 4
-    floats = np.frombuffer(buffer, dtype=_F4, count=rows + forecast + n * frames, offset=at)
-    arrays: dict[str, Any] = dict.fromkeys(("response", "scale", "ends"))
+    at += n + -n % 4
+    after = at + 4 * s * n
+    arrays["probability"] = np.ndarray((s, n), _F4, buffer, at)
+    arrays["response"] = arrays["scale"] = arrays["ends"] = arrays["baseline"] = None
     if steps:
-        after = rows + rows * steps
-        arrays["response"] = floats[rows:after].reshape(s, n, steps)
+        arrays["response"] = np.ndarray((s, n, steps), _F4, buffer, after)
         if major > 1:
-            arrays["scale"] = floats[after : after + rows].reshape(s, n)
-            arrays["ends"] = floats[after + rows : after + rows + 2 * steps].reshape(2, steps)
-    return rois, {
-        "validity": validity,
-        "probability": floats[:rows].reshape(s, n),
-        **arrays,
-        "baseline": floats[rows + forecast :].reshape(n, frames) if frames else None,
-    }
+            scale_at = after + 4 * s * n * steps
+            arrays["scale"] = np.ndarray((s, n), _F4, buffer, scale_at)
+            arrays["ends"] = np.ndarray((2, steps), _F4, buffer, scale_at + 4 * s * n)
+    if frames:
+        after += forecast_bytes(rois=n, stimuli=s, response_frames=steps, major=major)
+        arrays["baseline"] = np.ndarray((n, frames), _F4, buffer, after)
+    return rois, arrays
 
 
-_ASKED = frozenset(Asked)
-_PHASES = frozenset(Phase)
-_SOURCES = frozenset(Source)
-_UNTOLD = (math.nan, 0.0, 0.0, Source.NONE)
+# Looked up: to make a member of its number takes longer than the rest of reading an answer.
+_ASKED: dict[int, Asked] = {int(one): one for one in Asked}
+_PHASES: dict[int, Phase] = {int(one): one for one in Phase}
+_SOURCES: dict[int, Source] = {int(one): one for one in Source}
+_FLAG_SETS = tuple(Flags(bits) for bits in range(2 * max(Flags)))
+_UNTOLD = (math.nan, 0.0, 0.0, int(Source.NONE))
 
 
 def stamp_published(message: bytearray, *, submitted_ns: int, done_ns: int, published_ns: int, flags: Flags) -> None:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from quantformer_client.errors import ErrorCode, WireError
-from quantformer_client.wire.header import ID_LIMIT, MAX_ROIS, MINOR, Flags, Header, MessageType, PayloadFormat
+from quantformer_client.wire.header import (
+    ID_LIMIT,
+    MAX_ROIS,
+    MINOR,
+    Flags,
+    Header,
+    MessageType,
+    PayloadFormat,
+    pack_header,
+)
 
 #: Greatest device time in s, forward or back.
 LATEST_S = 1e12
-#: Made once, flags as plain numbers: reading a frame is the engine's most frequent work.
+#: Made once, flags as plain numbers: no message is written and read as often, each time by a core that has forgotten how.
 _F4 = np.dtype("<f4")
 _HAS_NEUROPIL, _HAS_MOTION = int(Flags.HAS_NEUROPIL), int(Flags.HAS_MOTION)
 
@@ -33,45 +42,49 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     motion: tuple[float, float] | None = None
     roi_hash: int = 0
 
-    def encode(self, **header: Any) -> bytes:
-        """The whole message; ``header`` are further fields of `Header` (session, request, sent_ns).
+    def encode(self, *, session: int = 0, request: int = 0, epoch: int = 0, sent_ns: int = 0) -> bytes:
+        """The whole message; the arguments are the fields of `Header` that a frame does not know.
 
         Raises:
             WireError: the arrays disagree in shape, or are not one-dimensional.
         """
-        fluorescence = np.ascontiguousarray(self.fluorescence, dtype="<f4")
+        fluorescence = np.ascontiguousarray(self.fluorescence, _F4)
         if fluorescence.ndim != 1 or not 0 < len(fluorescence) <= MAX_ROIS:
             raise WireError(
                 ErrorCode.BAD_PAYLOAD,
                 f"FRAME: fluorescence has shape {fluorescence.shape}, expected (rois,) with 1 to {MAX_ROIS} ROIs",
             )
-        flags = Flags(0)
-        parts = [fluorescence.tobytes()]
+        n, flags, motion = len(fluorescence), 0, b""
+        payload_bytes, parts = 4 * n, [fluorescence.tobytes()]
         if self.neuropil is not None:
-            neuropil = np.ascontiguousarray(self.neuropil, dtype="<f4")
+            neuropil = np.ascontiguousarray(self.neuropil, _F4)
             if neuropil.shape != fluorescence.shape:
                 raise WireError(
                     ErrorCode.BAD_PAYLOAD,
                     f"FRAME: neuropil has shape {neuropil.shape}, fluorescence {fluorescence.shape}; give one value a ROI",
                 )
-            flags |= Flags.HAS_NEUROPIL
+            flags |= _HAS_NEUROPIL
+            payload_bytes += 4 * n
             parts.append(neuropil.tobytes())
         if self.motion is not None:
-            flags |= Flags.HAS_MOTION
-            parts.append(np.array(self.motion, dtype="<f4").tobytes())
-        payload = b"".join(parts)
-        head = Header(
-            type=self.message_type,
-            format=PayloadFormat.FLOAT32,
+            flags |= _HAS_MOTION
+            motion = np.array(self.motion, _F4).tobytes()
+            payload_bytes += len(motion)
+        head = pack_header(
+            MessageType.FRAME,
+            PayloadFormat.FLOAT32,
+            payload_bytes,
+            session=session,
             flags=flags,
+            request=request,
+            epoch=epoch,
             frame=self.number,
             device_s=self.device_s,
+            sent_ns=sent_ns,
             roi_hash=self.roi_hash,
-            count=len(fluorescence),
-            payload_bytes=len(payload),
-            **header,
+            count=n,
         )
-        return head.encode() + payload
+        return b"".join((head, *parts, motion))
 
     @classmethod
     def decode(cls, header: Header, payload: memoryview) -> Frame:

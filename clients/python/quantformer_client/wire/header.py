@@ -125,30 +125,20 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             WireError: a number does not fit its field.
         """
-        try:
-            return _LAYOUT.pack(
-                MAGIC,
-                MAJOR,
-                0,
-                self.type,
-                self.session,
-                HEADER_BYTES,
-                MINOR,
-                self.format,
-                self.flags,
-                self.request,
-                self.epoch,
-                self.frame,
-                self.device_s,
-                self.sent_ns,
-                self.roi_hash,
-                self.count,
-                self.payload_bytes,
-            )
-        except struct.error as error:
-            raise WireError(
-                ErrorCode.BAD_PAYLOAD, f"a {self.type.name} header cannot hold its numbers: {error}"
-            ) from error
+        return pack_header(
+            self.type,
+            self.format,
+            self.payload_bytes,
+            session=self.session,
+            flags=self.flags,
+            request=self.request,
+            epoch=self.epoch,
+            frame=self.frame,
+            device_s=self.device_s,
+            sent_ns=self.sent_ns,
+            roi_hash=self.roi_hash,
+            count=self.count,
+        )
 
     @classmethod
     def decode(cls, buffer: memoryview, *, oldest: int = MAJOR) -> Header:
@@ -220,6 +210,52 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
             minor=minor,
             header_bytes=header_bytes,
         )
+
+
+def pack_header(
+    message_type: MessageType,
+    payload_format: PayloadFormat,
+    payload_bytes: int,
+    *,
+    session: int = 0,
+    flags: int = 0,
+    request: int = 0,
+    epoch: int = 0,
+    frame: int = 0,
+    device_s: float = math.nan,
+    sent_ns: int = 0,
+    roi_hash: int = 0,
+    count: int = 0,
+) -> bytes:
+    """The bytes of a header of this side's version, its fields as `Header` has them.
+
+    Raises:
+        WireError: a number does not fit its field.
+    """
+    try:
+        return _LAYOUT.pack(
+            MAGIC,
+            MAJOR,
+            0,
+            message_type,
+            session,
+            HEADER_BYTES,
+            MINOR,
+            payload_format,
+            flags,
+            request,
+            epoch,
+            frame,
+            device_s,
+            sent_ns,
+            roi_hash,
+            count,
+            payload_bytes,
+        )
+    except struct.error as error:
+        raise WireError(
+            ErrorCode.BAD_PAYLOAD, f"a {message_type.name} header cannot hold its numbers: {error}"
+        ) from error
 
 
 def _no_header(buffer: memoryview) -> WireError:
