@@ -49,6 +49,9 @@ _CHORES_PUT_OFF_NS = 4_000_000_000
 _SWITCH_S = 0.0005
 #: Seconds that the last records have to reach the recorder.
 _LINGER_S = 0.5
+#: Seconds between the last word and the end of the connections, for clients to read it: ZeroMQ with IMMEDIATE, which a client
+#: uses so that nothing waits for an engine that is away, forgets what was not read when its connection ends.
+_FAREWELL_S = 0.25
 
 
 class Engine:
@@ -270,7 +273,7 @@ class Engine:
         )
 
     def _end(self) -> None:
-        """Disarm, answer every pending onset question from the frames that are there, flush."""
+        """Disarm, answer every pending onset question from the frames that are there, flush, and leave time to read it."""
         self._state, self._loop.stands, self._rehearsal = "stopping", False, None
         self._loop.dispatcher.closed = (ErrorCode.STOPPING, "the engine stops; ask the next one")
         for session in self._loop.dispatcher.sessions.values():
@@ -282,6 +285,7 @@ class Engine:
         for session in self._loop.dispatcher.sessions.values():
             self._loop.publish(wire.SessionLost(reason="the engine stops"), session=session.number)
         self._loop.publish(wire.Bye(reason="the engine stops"), session=0)
+        time.sleep(min(_FAREWELL_S, 0.1 * self._settings.shutdown_s))
 
 
 def serve(settings: Settings, stop: threading.Event) -> None:

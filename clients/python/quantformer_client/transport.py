@@ -22,7 +22,6 @@ ZMQ_PORT = 7411
 #: Messages that wait in this process for a slow connection before sending is refused.
 SEND_QUEUE = 1000
 _CHUNK = 1 << 16
-_POLLIN = int(zmq.POLLIN)
 
 
 class Transport(Protocol):
@@ -75,11 +74,13 @@ class ZmqTransport:
 
     def receive(self, timeout_s: float) -> bytes | None:
         """See `Transport.receive`."""
-        # Asking whether there is one is quicker than to be told by an exception.
-        there = int(self._socket.getsockopt(zmq.EVENTS)) & _POLLIN
-        if not there and (timeout_s <= 0 or not self._socket.poll(max(1, round(timeout_s * 1000)))):
-            return None
-        return self._socket.recv(zmq.NOBLOCK)
+        # Read first: to ask whether there is a message, though quicker, can lose those that came right before a connection ended.
+        try:
+            return self._socket.recv(zmq.NOBLOCK)
+        except zmq.Again:
+            if timeout_s <= 0 or not self._socket.poll(max(1, round(timeout_s * 1000))):
+                return None
+            return self._socket.recv(zmq.NOBLOCK)
 
     def close(self) -> None:
         """See `Transport.close`."""
