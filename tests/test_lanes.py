@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 
 import pytest
@@ -150,3 +152,24 @@ def test_closing_ends_the_threads() -> None:
     for thread in made:
         thread.join(PATIENCE_S)
         assert not thread.is_alive()
+
+
+@pytest.mark.skipif(sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs to choose from")
+def test_lanes_that_are_apart_share_no_cpu_and_the_caller_gets_its_own_back() -> None:
+    before = os.sched_getaffinity(0)
+    lanes = Lanes(2, apart=True)
+    meeting = threading.Barrier(2, timeout=PATIENCE_S)
+    found: list[set[int]] = []
+
+    def task() -> None:
+        meeting.wait()  # so that each lane has one of the two
+        found.append(os.sched_getaffinity(0))
+
+    lanes.run([task, task])
+    one, other = found
+    assert one
+    assert other
+    assert not one & other
+    assert one | other == before
+    lanes.close()
+    assert os.sched_getaffinity(0) == before

@@ -1,7 +1,7 @@
 """Threads that compute the parts of questions side by side.
 
 One run of the graph on several threads makes them meet after each of its operations. Here each lane computes whole runs of
-other rows, and they meet once, when all that was begun is done.
+other rows, and they meet once, when all that was begun is done. Each may have CPUs of its own (`quantformer_service.cores`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
+
+from quantformer_service import cores
 
 Task = Callable[[], None]
 #: Called when a job is done, with what a task of it raised.
@@ -38,16 +40,19 @@ class _Job:
 
 
 class Lanes:
-    """``count`` threads, the caller's own among them."""
+    """``count`` threads, the caller's own among them, which until `close` keep to a share of the CPUs each where ``apart``."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, apart: bool = False) -> None:
         self.count = count
+        shares = cores.shares(count) if apart else []
+        self._before = cores.settle(shares[0]) if shares else None
         self._left: deque[tuple[_Job, Task]] = deque()
         self._called = 0
         self._work: SimpleQueue[bool] = SimpleQueue()
         self._done: SimpleQueue[Exception | None] = SimpleQueue()
         self._threads = [
-            threading.Thread(target=self._help, name=f"lane-{number}", daemon=True) for number in range(1, count)
+            threading.Thread(target=self._help, args=(shares[number] if shares else None,), name=f"lane-{number}", daemon=True)
+            for number in range(1, count)
         ]
         for thread in self._threads:
             thread.start()
@@ -86,11 +91,15 @@ class Lanes:
             raise raised[0]
 
     def close(self) -> None:
-        """End the threads."""
+        """End the other threads; the caller's may run on any CPU again. Called by the one that made them."""
         for _ in self._threads:
             self._work.put(False)
+        if self._before is not None:
+            cores.settle(self._before)
 
-    def _help(self) -> None:
+    def _help(self, cpus: set[int] | None) -> None:
+        if cpus is not None:
+            cores.settle(cpus)
         while self._work.get():
             self._done.put(self._drain())
 

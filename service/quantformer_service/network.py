@@ -50,7 +50,7 @@ class Network:
             self.pulse()  # the first captures its graph
 
     def _use(self, device: Device) -> None:
-        self._device, self._lanes = device, Lanes(device.lanes)
+        self._device, self._lanes = device, Lanes(device.lanes, apart=self.provider == "cpu")
         self._populations = Populations(self._sessions, shape=self._shape, device=device)
         self._begun: list[Population] = []
         self._last: Bucket | None = None
