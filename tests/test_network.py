@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,17 @@ def answered(network: Network, asked: dict[str, Any]) -> Results:
     population.baseline[:] = asked["baseline"]
     population.level[:] = asked["level"]
     return network.ask(population, **{name: asked[name] for name in ("stimulus", "row_neuron", "row_stimulus")})
+
+
+@pytest.mark.skipif(sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs to choose from")
+@pytest.mark.parametrize("threads", [0, 2])
+def test_lanes_on_a_cpu_are_apart_until_the_network_is_closed(bundle: Bundle, threads: int) -> None:
+    before = os.sched_getaffinity(0)
+    network = Network(bundle, provider="cpu", threads=threads)
+    found = os.sched_getaffinity(0)
+    network.close()
+    assert os.sched_getaffinity(0) == before
+    assert found < before if network.threads > 1 else found == before
 
 
 @pytest.mark.parametrize("device", [None, Device(padded=True), Device(lanes=2)])
