@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -40,6 +41,19 @@ def test_ready_is_printed_once_everything_answers(shared: RunningService) -> Non
     assert json.loads(done.stdout)["state"] == "ready"
     modules = {"engine", "gateway", "predictor"}
     assert len({shared.child(module).pid for module in modules}) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="a system without SCHED_BATCH")
+def test_nothing_but_the_engine_takes_a_core_by_waking_up(tiny_bundle_path: Path, tmp_path: Path) -> None:
+    with RunningService(tiny_bundle_path, folder=tmp_path, record=tmp_path) as service:
+        for module, niceness in {"engine": 0, "recorder": 0, "gateway": 12, "predictor": 19}.items():
+            child = service.child(module)
+            policies = [os.sched_getscheduler(thread.id) for thread in child.threads()]
+            assert os.sched_getscheduler(child.pid) == (os.SCHED_OTHER if module == "engine" else os.SCHED_BATCH), module
+            # The thread that sees the parent die was there before, and does nothing else.
+            assert module == "engine" or policies.count(os.SCHED_OTHER) <= 1, (module, policies)
+            assert module != "engine" or set(policies) == {os.SCHED_OTHER}, policies
+            assert child.nice() == min(niceness + os.nice(0), 19), module
 
 
 def test_a_killed_engine_comes_back_empty_and_everybody_hears_of_it(service: RunningService) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
-import os
 import socket
 import threading
 
@@ -14,7 +13,7 @@ from quantformer.errors import QuantformerError
 from quantformer_service.engine_link import EngineLink
 from quantformer_service.gpu import Gpu
 from quantformer_service.predict_queue import PredictQueue
-from quantformer_service.process import BusyPortError, announce, run_process
+from quantformer_service.process import BusyPortError, announce, give_way, run_process
 from quantformer_service.settings import Settings
 from quantformer_service.supervisor import listen
 
@@ -31,8 +30,7 @@ def gateway(settings: Settings, stop: threading.Event) -> None:
         BusyPortError: the HTTP port is taken.
         BundleError: the bundle cannot be loaded.
     """
-    if hasattr(os, "nice"):
-        os.nice(NICENESS)
+    give_way(NICENESS)
     try:
         listener = listen(settings.host, settings.http_port)
     except OSError as error:

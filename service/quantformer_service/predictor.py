@@ -6,7 +6,6 @@ gateway's child; the engine does not know of it.
 
 from __future__ import annotations
 
-import os
 import signal
 import struct
 import sys
@@ -22,13 +21,15 @@ from quantformer.signal import f0_level, write_baseline
 from quantformer_client import wire
 from quantformer_service.buffers import FORECAST, PROBABILITY
 from quantformer_service.forms import Detail, Forecast
+from quantformer_service.process import give_way
 from quantformer_service.questions import alternatives
 from quantformer_service.refusal import Refusal
 from quantformer_service.runtime import open_session
 from quantformer_service.settings import Settings
 
 LENGTH = struct.Struct("<I")
-NICENESS = 15
+#: The lowest priority there is.
+NICENESS = 19
 
 
 class Predict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -147,8 +148,7 @@ def answer(predictor: Predictor, request: bytes) -> Reply:
 def main() -> None:
     """Serve requests until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(os, "nice"):
-        os.nice(NICENESS)
+    give_way(NICENESS)
     inbox, outbox = sys.stdin.buffer, sys.stdout.buffer
     predictor = Predictor(load_bundle(Settings.from_environment().bundle))
     _write(outbox, Reply())

@@ -63,6 +63,17 @@ def run_process(name: str, body: Callable[[Settings, threading.Event], None]) ->
     sys.exit(0)
 
 
+def give_way(niceness: int) -> None:
+    """Let the calling thread, and those that it starts from now on, yield to the engine: run less where cores are few, and, on
+    Linux, never take a core from what runs on it by waking up (SCHED_BATCH), but at the scheduler's next tick.
+    """
+    if hasattr(os, "nice"):
+        os.nice(niceness)
+    if hasattr(os, "SCHED_BATCH"):
+        with contextlib.suppress(OSError):  # a sandbox may forbid it: niceness is left
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
 def announce(**facts: object) -> None:
     """Tell the parent that this process is ready, with facts such as its endpoints."""
     _tell(ready=True, **facts)

@@ -20,7 +20,7 @@ import zmq
 
 from quantformer.errors import UsageError
 from quantformer_client import wire
-from quantformer_service.process import announce, run_process
+from quantformer_service.process import announce, give_way, run_process
 from quantformer_service.recorded_answer import cut_forecast
 from quantformer_service.recording_file import FileHeader, Kind, Record
 from quantformer_service.recording_writer import RecordingWriter
@@ -224,6 +224,8 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     Raises:
         UsageError: no directory is set, it cannot be written, or the disk is waited for too rarely.
     """
+    # No niceness: the engine's backlog is bounded. But no record is worth taking a core from a frame.
+    give_way(0)
     if not settings.record:
         raise UsageError("no directory is named; give one with --record DIR")
     if settings.record_sync_s > settings.record_stall_s / 2:
