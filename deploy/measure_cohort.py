@@ -30,7 +30,7 @@ import torch
 from quantformer.recording import Provenance, Recording
 from quantformer_training.ahead import drawn_ahead
 from quantformer_training.effort import EFFORTS
-from quantformer_training.finetune import draw_epoch
+from quantformer_training.finetune import draw_epoch, draw_moments
 from quantformer_training.machine import machine
 from quantformer_training.run_data import MostTrials, RunData, RunSources
 from quantformer_training.simulated.mouse import RATE_HZ
@@ -138,12 +138,17 @@ def pooled(paths: list[Path], category: str) -> RunData:
 
 
 def draw(sources: RunSources) -> int:
-    """Rows of a few epochs as fine-tuning draws them, the next one on a thread while one is in use."""
-    config, rows = EFFORTS["paper"].finetuning, 0
-    drawn_of = partial(draw_epoch, sources.train, sources.pseudo, config=config, seed=0, device=torch.device("cpu"))
-    with drawn_ahead(drawn_of, epochs=_EPOCHS) as drawn:
-        for epoch in range(_EPOCHS):
-            rows += len(drawn(epoch)[0])
+    """Rows of a few epochs as fine-tuning draws them, at moments and then at onsets, the next one on a thread while one is in
+    use.
+    """
+    told, rows = {"config": EFFORTS["paper"].finetuning, "seed": 0, "device": torch.device("cpu")}, 0
+    for drawn_of in (
+        partial(draw_moments, sources.moments, **told),
+        partial(draw_epoch, sources.train, sources.pseudo, **told),
+    ):
+        with drawn_ahead(drawn_of, epochs=_EPOCHS) as drawn:
+            for epoch in range(_EPOCHS):
+                rows += len(drawn(epoch)[0])
     return rows
 
 

@@ -2,6 +2,7 @@
 
     python deploy/measure_improvements.py [--mice 3] [--seeds 3] [--seed 0] [--preset small] [--json FILE]
     python deploy/measure_improvements.py --recording FILE --first 53 --preset recording [--sizes paper live small]
+    python deploy/measure_improvements.py --mice 1 --seed 77 --sizes paper --precisions float32 bf16
 
 Simulated mice under drifting gratings, each in a process of its own on one thread, and networks trained, chosen and calibrated
 as in a study (`contest`); each is asked once about the test rows. ``--recording`` takes a real session in their place, and
@@ -9,7 +10,8 @@ as in a study (`contest`); each is asked once about the test rows. ``--recording
 several seeds, and a difference that of what is left less the whole, a mean over mice: above zero in a loss, or below zero in
 r, what was taken away had helped. Its 95 % interval is over trials drawn anew within each mouse, the same trials for both. How
 training turns out by chance is not in it: "other seeds" shows that beside. ``--sizes`` compares networks of other sizes with the
-first one named, each with an auto-encoder of its own, in place of taking anything away: the same rows and epochs.
+first one named, each with an auto-encoder of its own, in place of taking anything away: the same rows and epochs. With
+``--precisions`` each is fine-tuned on the CPU in each of these, from the same auto-encoder.
 """
 
 from __future__ import annotations
@@ -28,13 +30,14 @@ from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
-from taken_away import TAKEN_AWAY, Answered, Without, answered, likeliest
+from taken_away import TAKEN_AWAY, Answered, Without, answered, in_precision, likeliest
 from threadpoolctl import threadpool_limits
 
 from quantformer.config import PRESETS, ModelConfig
 from quantformer.manifest import Calibration
 from quantformer.recording import Recording
 from quantformer.signal import onset_frames
+from quantformer_training.accelerator import PRECISIONS
 from quantformer_training.calibrate import probability
 from quantformer_training.effort import EFFORTS, Effort
 from quantformer_training.jobs import Job, Outcome, cores, run_all
@@ -138,7 +141,14 @@ class Laboratory:
 
 
 def measure_mouse(
-    *, name: str, mouse: Simulated | Recorded, seed: int, seeds: int, effort: Effort, sizes: tuple[str, ...] = ()
+    *,
+    name: str,
+    mouse: Simulated | Recorded,
+    seed: int,
+    seeds: int,
+    effort: Effort,
+    sizes: tuple[str, ...] = (),
+    precisions: tuple[str, ...] = PRECISIONS[:1],
 ) -> Measured:
     """Every model of one mouse; a job of its own."""
     began = time.process_time()
@@ -150,17 +160,21 @@ def measure_mouse(
         laboratory = Laboratory(
             name=name, data=data, effort=effort, session=Path(folder) / "session", seed=seed, seeds=seeds, began=began
         )
-        scores = of_sizes(laboratory, sizes) if sizes else without_each(laboratory)
+        scores = of_sizes(laboratory, sizes, precisions) if sizes else without_each(laboratory)
     return Measured(scores=scores, trial=trial, cpu_s=time.process_time() - began)
 
 
-def of_sizes(laboratory: Laboratory, sizes: Sequence[str]) -> dict[str, dict[str, Floats]]:
-    """Scores of networks of the sizes of these presets."""
+def of_sizes(
+    laboratory: Laboratory, sizes: Sequence[str], precisions: Sequence[str]
+) -> dict[str, dict[str, Floats]]:
+    """Scores of networks of the sizes of these presets, fine-tuned in each of these precisions."""
     scores = {}
     for size in sizes:
-        title = f"size {size}"
-        models = laboratory.models(title, laboratory.pretrained(PRESETS[size]))
-        scores[title] = averaged(one.scores() for one in models)
+        pretrained = laboratory.pretrained(PRESETS[size])
+        for precision in precisions:
+            title = f"size {size}, {precision}"
+            models = laboratory.models(title, pretrained, without=in_precision(precision))
+            scores[title] = averaged(one.scores() for one in models)
     return scores
 
 
@@ -190,7 +204,13 @@ def averaged(scores: Iterable[Mapping[str, Floats]]) -> dict[str, Floats]:
 
 
 def measure(
-    mice: Mapping[str, Simulated | Recorded], *, seed: int, seeds: int, effort: Effort, sizes: tuple[str, ...] = ()
+    mice: Mapping[str, Simulated | Recorded],
+    *,
+    seed: int,
+    seeds: int,
+    effort: Effort,
+    sizes: tuple[str, ...] = (),
+    precisions: tuple[str, ...] = PRECISIONS[:1],
 ) -> list[Measured]:
     """Every mouse, side by side as far as there are cores.
 
@@ -201,7 +221,10 @@ def measure(
         Job(
             name=name,
             function=measure_mouse,
-            arguments={"name": name, "mouse": mouse, "seed": seed, "seeds": seeds, "effort": effort, "sizes": sizes},
+            arguments={
+                "name": name, "mouse": mouse, "seed": seed, "seeds": seeds, "effort": effort, "sizes": sizes,
+                "precisions": precisions,
+            },
         )
         for name, mouse in mice.items()
     ]
@@ -318,11 +341,16 @@ def main() -> None:
     parser.add_argument(
         "--sizes", nargs="+", choices=tuple(PRESETS), default=(), help="networks to compare with the first instead"
     )
+    parser.add_argument(
+        "--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS[:1], help="in which --sizes are fine-tuned"
+    )
     asked = parser.parse_args()
     if asked.mice < 1 or asked.seeds < 1:
         parser.error(f"--mice is {asked.mice} and --seeds {asked.seeds}; at least one of each is needed")
     if asked.first is not None and asked.recording is None:
         parser.error("--first is of a --recording")
+    if tuple(asked.precisions) != PRECISIONS[:1] and not asked.sizes:
+        parser.error("--precisions is of --sizes")
     mice: dict[str, Simulated | Recorded] = (
         {asked.recording.name: Recorded(path=asked.recording, first=asked.first)}
         if asked.recording is not None
@@ -332,7 +360,9 @@ def main() -> None:
         }
     )
     effort, sizes = EFFORTS[asked.preset], tuple(asked.sizes)
-    found = measure(mice, seed=asked.seed, seeds=asked.seeds, effort=effort, sizes=sizes)
+    found = measure(
+        mice, seed=asked.seed, seeds=asked.seeds, effort=effort, sizes=sizes, precisions=tuple(asked.precisions)
+    )
     made = effects(found, seed=asked.seed)
     told = document(found, made=made, preset=asked.preset, seed=asked.seed, seeds=asked.seeds)
     print("; ".join(f"{name} {value}" for name, value in told.items() if name != "taken_away") + "\n")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType, ModuleType
 from typing import Any
 
@@ -20,6 +21,7 @@ from quantformer.forecaster import FORECAST
 from quantformer.metrics import pearson_rows, row_log_loss, squared_error
 from quantformer_training import examples as examples_module
 from quantformer_training import finetune as finetune_module
+from quantformer_training.accelerator import Accelerator
 from quantformer_training.calibrate import calibrate, probability
 from quantformer_training.examples import LONGEST_LEAD, Examples
 from quantformer_training.finetune import FinetuneConfig, TrainedModel, ask_response, finetune
@@ -131,6 +133,11 @@ def no_start(*arguments: object) -> None:
 def last_weights(*arguments: Any, **named: Any) -> Any:
     """In place of `run_loop`: what is validated and kept are the weights of the last step, not their mean."""
     return run_loop(*arguments, **{**named, "averaged": False})
+
+
+def in_precision(precision: str) -> Without:
+    """Nothing taken away: fine-tuning on the CPU in this precision."""
+    return Without(replaced=((finetune_module, "Accelerator", partial(Accelerator, precision=precision)),))
 
 
 #: What is trained anew without it.

@@ -25,8 +25,10 @@ def test_script_counts_and_measures_every_neuron_trial(tmp_path: Path) -> None:
     # Noise is never rejected: only windows that reach from one part into another are left out.
     assert 0.98 * MICE * NEURONS * PRESENTATIONS < sum(real.values()) <= MICE * NEURONS * PRESENTATIONS
     assert found["neuron_trials"] == sum(found["parts"]["drifting_gratings"].values()) > sum(real.values())
-    # Three epochs of real onsets, and up to twice as many pseudo-onsets.
-    assert 3 * real["train"] < found["rows_drawn"] <= 9 * real["train"]
+    # Three epochs at moments; then three of real onsets, and up to twice as many pseudo-onsets.
+    moments = found["parts"]["drifting_gratings"]["moments"]
+    assert moments > 0
+    assert 3 * (real["train"] + moments) < found["rows_drawn"] <= 3 * (3 * real["train"] + moments)
     stages = found["stages"]
     assert [one["name"] for one in stages] == [
         "store", "drifting_gratings, labels and F0", "drifting_gratings, tuning and index", "drawing"

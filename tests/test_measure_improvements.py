@@ -244,8 +244,20 @@ def test_a_tiny_run_tells_of_every_improvement(script: ModuleType) -> None:
 def test_sizes_are_compared_with_the_first_one_named(script: ModuleType) -> None:
     mice = {"mouse": script.Simulated(seed=0, neurons=8, presentations=40)}
     made = script.effects(script.measure(mice, seed=0, seeds=1, effort=TINY, sizes=("live", "small")), seed=0)
-    assert list(made) == ["size live", "size small"]
-    assert [one.unchanged for one in made["size live"].values()] == [True] * 4
-    assert [one.unchanged for one in made["size small"].values()] == [False] * 4
+    assert list(made) == ["size live, float32", "size small, float32"]
+    assert [one.unchanged for one in made["size live, float32"].values()] == [True] * 4
+    assert [one.unchanged for one in made["size small, float32"].values()] == [False] * 4
     first = script.table(made).splitlines()[2].split("|")
     assert [cell.strip() for cell in first[3:-1:2]] == [""] * 4
+
+
+@pytest.mark.slow
+def test_precisions_of_a_size_are_compared_from_the_same_auto_encoder(script: ModuleType) -> None:
+    mice = {"mouse": script.Simulated(seed=0, neurons=8, presentations=40)}
+    asked = {"seed": 0, "seeds": 1, "effort": TINY, "sizes": ("small",), "precisions": ("float32", "bf16")}
+    made = script.effects(script.measure(mice, **asked), seed=0)
+    assert list(made) == ["size small, float32", "size small, bf16"]
+    for one in made["size small, bf16"].values():
+        # Other rounding, the same rows, order and start: no more than that moves.
+        assert not one.unchanged
+        assert abs(one.difference) < 0.02 * max(abs(one.value), 0.1)
