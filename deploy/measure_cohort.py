@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -141,7 +142,8 @@ def draw(sources: RunSources) -> int:
     """Rows of a few epochs as fine-tuning draws them, at moments and then at onsets, the next one on a thread while one is in
     use.
     """
-    told, rows = {"config": EFFORTS["paper"].finetuning, "seed": 0, "device": torch.device("cpu")}, 0
+    told: dict[str, Any] = {"config": EFFORTS["paper"].finetuning, "seed": 0, "device": torch.device("cpu")}
+    rows = 0
     for drawn_of in (
         partial(draw_moments, sources.moments, **told),
         partial(draw_epoch, sources.train, sources.pseudo, **told),
