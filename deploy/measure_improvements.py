@@ -147,8 +147,8 @@ def measure_mouse(
     seed: int,
     seeds: int,
     effort: Effort,
-    sizes: tuple[str, ...] = (),
-    precisions: tuple[str, ...] = PRECISIONS[:1],
+    sizes: tuple[str, ...],
+    precisions: tuple[str, ...],
 ) -> Measured:
     """Every model of one mouse; a job of its own."""
     began = time.process_time()
