@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -90,6 +91,30 @@ def test_a_table_from_start_to_report_and_nothing_is_run_twice(tmp_path: Path) -
     )
     assert (again.made, [step.name for step in steps]) == (0, [""])
     assert (tmp_path / "runs.jsonl").read_bytes() == lines
+
+    steps.clear()
+    both = reproduce(
+        ["table3"], execution=execution(cohort, tmp_path), effort=TINY, command="both", seeds=2, report=steps.append
+    )
+    assert (both.runs, both.made, both.failed) == (20, 12, 0)
+    assert (tmp_path / "runs.jsonl").read_bytes().startswith(lines)
+    assert all(step.name.startswith("seed 1, ") for step in steps if step.name)
+    assert [(step.done, step.total) for step in (steps[0], steps[-1])] == [(10, 20), (22, 22)]
+    assert math.isnan(steps[0].left_s), "a seed that was there says nothing of the next"
+    assert steps[-1].left_s == 0.0
+    assert "seeds: 0, 1" in (tmp_path / "summary.md").read_text()
+    by_seed = [
+        {run.key.model: run.metrics["log_loss"] for run in execution(cohort, tmp_path).store.runs() if "log_loss" in run.metrics
+         and (run.key.seed, run.key.mouse) == (seed, "m0")}
+        for seed in (0, 1)
+    ]  # fmt: skip
+    assert by_seed[0].keys() == by_seed[1].keys()
+    assert all(by_seed[0][model] != by_seed[1][model] for model in by_seed[0])
+    (record,) = (
+        one for one in map(json.loads, (tmp_path / "tables" / "table3.jsonl").read_text().splitlines())
+        if (one["row"], one["metric"]) == ("quantformer", "balanced_accuracy")
+    )  # fmt: skip
+    assert record["pairs"] == 2, "a seed is no new animal"
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from quantformer_training.reproduce.work import Step
         ),
         (["table2"], "--data"),
         (["table2", "--data", "simulated", "--processes", "0"], "processes 1 or more"),
+        (["table2", "--data", "simulated", "--seeds", "0"], "--seeds 0"),
         (["table2", "--data", "simulated", "--preset", "large"], "invalid choice: 'large'"),
         (["table2", "--data", "simulated", "--mice", "0"], "0 mice of"),
         (["table2", "--data", "simulated", "--device", "tpu"], "invalid choice: 'tpu'"),

@@ -44,8 +44,8 @@ def arrays(*, noise: float, seed: int = 0) -> dict[str, NDArray[Any]]:
     }  # fmt: skip
 
 
-def add(store: RunStore, model: str, made: dict[str, NDArray[Any]]) -> Run:
-    return store.add(replace(RUN, key=replace(RUN.key, model=model)), made)
+def add(store: RunStore, model: str, made: dict[str, NDArray[Any]], *, seed: int = 0) -> Run:
+    return store.add(replace(RUN, key=replace(RUN.key, model=model, seed=seed)), made)
 
 
 def test_a_worse_model_is_behind_and_an_equal_one_is_not_distinguishable(tmp_path: Path) -> None:
@@ -97,3 +97,27 @@ def test_means_agree_with_the_bootstrap_of_rows(unit: Unit, tmp_path: Path) -> N
         for field in ("candidate", "reference", "difference", "low", "high"):
             assert getattr(made, field) == pytest.approx(getattr(expected, field), rel=1e-6)
         assert (made.verdict, made.unit, made.higher_is_better) == (expected.verdict, unit, expected.higher_is_better)
+
+
+def test_seeds_of_a_place_are_averaged_before_they_are_compared(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    quantformer = {seed: arrays(noise=1.0, seed=seed) for seed in (0, 1)}
+    lstm = {seed: arrays(noise=1.0, seed=seed) for seed in (2, 3)}
+    runs = [add(store, "quantformer", made, seed=seed) for seed, made in quantformer.items()]
+    runs += [add(store, "lstm", made, seed=seed) for seed, made in zip((0, 1), lstm.values(), strict=True)]
+    # A seed of one model alone has nothing to be compared with.
+    runs.append(add(store, "lstm", arrays(noise=9.0), seed=7))
+    (found,) = within_recordings(runs, store, resamples=200)
+    singles = [
+        within_recordings([run for run in runs if run.key.seed == seed], store, resamples=200)[0] for seed in (0, 1)
+    ]
+    assert found.seeds == (0, 1)
+    assert [one.seeds for one in singles] == [(0,), (1,)]
+    for place, made in found.differences.items():
+        each = [one.differences[place] for one in singles]
+        assert made.difference == pytest.approx(np.mean([one.difference for one in each]), abs=1e-9)
+        assert made.low <= made.difference <= made.high
+    (table,) = within_tables([found])
+    assert table.caption.endswith("means over 2 seeds")
+    assert "seeds" not in within_tables(singles)[0].caption
+    assert json.loads(within_lines([found]).splitlines()[0])["seeds"] == [0, 1]

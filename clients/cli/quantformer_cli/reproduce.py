@@ -40,6 +40,9 @@ def add_parser(subparsers: Subparsers[Parser]) -> Parser:
     parser.add_argument("--neurons", type=int, metavar="N", help="neurons a simulated mouse (default: the preset's)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random choice (default 0)")
     parser.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="how many seeds, from --seed on, every run is made with (default 1)"
+    )
+    parser.add_argument(
         "--brainlm", type=Path, metavar="DIR",
         help="folder of BrainLM's published weights (CC BY-NC-ND 4.0, not part of this project), fine-tuned as one more row",
     )  # fmt: skip
@@ -62,9 +65,10 @@ def run(args: argparse.Namespace) -> int:
     simulated = args.data == [SIMULATED]
     if not simulated and (SIMULATED in args.data or args.mice is not None or args.neurons is not None):
         raise UsageError("--data takes either 'simulated', with --mice and --neurons, or recordings, without them")
-    if args.seed < 0 or (args.processes is not None and args.processes < 1):
+    if args.seed < 0 or args.seeds < 1 or (args.processes is not None and args.processes < 1):
         raise UsageError(
-            f"--seed {args.seed} and --processes {args.processes}: a seed is 0 or more, processes 1 or more"
+            f"--seed {args.seed}, --seeds {args.seeds} and --processes {args.processes}: "
+            "a seed is 0 or more, seeds and processes 1 or more"
         )
     from quantformer_cli.reproduce_progress import ReproduceProgress
     from quantformer_training.accelerator import device_here
@@ -115,6 +119,7 @@ def run(args: argparse.Namespace) -> int:
             command=_command(args),
             facts=facts,
             ceiling=CEILING_PLANS[args.preset] if simulated else None,
+            seeds=args.seeds,
             report=progress.report,
         )
     print(
@@ -137,7 +142,9 @@ def _command(args: argparse.Namespace) -> str:
         "--seed",
         str(args.seed),
     ]
-    for flag in ("mice", "neurons", "brainlm"):
-        value = getattr(args, flag)
+    told = {"seeds": args.seeds if args.seeds > 1 else None} | {
+        name: getattr(args, name) for name in ("mice", "neurons", "brainlm")
+    }
+    for flag, value in told.items():
         words += [] if value is None else [f"--{flag}", str(value)]
     return shlex.join([*words, "--out", str(args.out)])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantformer.errors import DataError
@@ -46,10 +48,12 @@ def reproduce(
     command: str,
     facts: Sequence[tuple[str, str]] = (),
     ceiling: CeilingPlan | None = None,
+    seeds: int = 1,
     report: Callable[[Step], None],
 ) -> Reproduced:
     """Make the runs that ``tables`` (of `names.TABLES`) need and are not there yet, and write everything to ``execution.out``.
 
+    Every run is made with each of ``seeds`` seeds from the execution's on; figures and the ceiling study with the first.
     ``command`` is how to do it again, ``facts`` what else the pages tell of how it was made; ``ceiling`` is the study that
     follows our table, where there is to be one.
 
@@ -67,15 +71,19 @@ def reproduce(
     wanted = (
         None if ceiling is None or "ours" not in tables else _Ceiling.of(ceiling, execution=execution, effort=effort)
     )
+    steps = _Steps(report, seeds=seeds)
     executed = execution.run(
         contests,
         figures_from=Pretraining(effort=effort) if FIGURES in tables else None,
         others=wanted.jobs if wanted else (),
-        report=report,
+        report=steps.of(execution.seed),
     )
+    used = [execution.seed + number for number in range(seeds)]
+    for seed in used[1:]:
+        executed = executed.joined(replace(execution, seed=seed).run(contests, report=steps.of(seed)))
     made = Reproduction(
         origin=f"{origin} ({len(cohort.mice)} {'mouse' if len(cohort.mice) == 1 else 'mice'}, {len(cohort.sessions)} recordings)",
-        facts=[("seed", str(execution.seed)), ("preset", effort.preset), *facts, *weights],
+        facts=[("seed" if seeds == 1 else "seeds", ", ".join(map(str, used))), ("preset", effort.preset), *facts, *weights],
         command=command,
         tables={name: tables_of(name, executed.runs, effort=effort) for name in tables if name != FIGURES},
         runs=executed.runs,
@@ -96,6 +104,36 @@ def reproduce(
         made=executed.made,
         failed=sum(bool(run.failure) for run in executed.runs),
     )
+
+
+class _Steps:
+    """The steps of one seed after another as steps of the whole, each taken to be as long as the one that runs."""
+
+    def __init__(self, report: Callable[[Step], None], *, seeds: int) -> None:
+        self._report, self._left = report, seeds
+        self._before = self._total = 0
+
+    def of(self, seed: int) -> Callable[[Step], None]:
+        """What the seed that begins now is to report to."""
+        began = time.monotonic()
+        self._before, self._left = self._before + self._total, self._left - 1
+        before, later = self._before, self._left
+
+        def report(step: Step) -> None:
+            self._total = step.total
+            # A seed whose runs were all there says nothing of the others.
+            there = not step.name and step.done == step.total
+            each_s = math.nan if there else time.monotonic() - began + step.left_s
+            whole = replace(
+                step,
+                name=f"seed {seed}, {step.name}" if step.name and (before or later) else step.name,
+                done=before + step.done,
+                total=before + step.total * (1 + later),
+                left_s=step.left_s + later * each_s if later else step.left_s,
+            )
+            self._report(whole)
+
+        return report
 
 
 def _weights(tables: Sequence[str], execution: Execution) -> list[tuple[str, str]]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from quantformer.activation_metrics import row_log_loss
 from quantformer.errors import DataError
@@ -17,7 +17,7 @@ from quantformer_training.bootstrap import PairedDifference, Unit, compare
 from quantformer_training.contest import MODELS
 from quantformer_training.report import Table
 from quantformer_training.reproduce.plan import MODELS_GROUP, QUANTFORMER, is_ablation
-from quantformer_training.resampled_metrics import ACTIVATION_METRICS
+from quantformer_training.resampled_metrics import ACTIVATION_METRICS, Evaluate, Metric
 from quantformer_training.result_columns import COLUMNS
 from quantformer_training.run_store import Run, RunStore
 
@@ -34,30 +34,30 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Within:
-    """One model less QuantFormer on one mouse and category, by metric and by what is resampled."""
+    """One model less QuantFormer on one mouse and category, by metric and by what is resampled; the means over ``seeds``."""
 
     mouse: str
     category: str
     model: str
+    seeds: tuple[int, ...]
     differences: Mapping[tuple[str, Unit], PairedDifference]
 
 
 def within_recordings(runs: Iterable[Run], store: RunStore, *, resamples: int = RESAMPLES) -> list[Within]:
-    """Every model against QuantFormer on the test rows of each place where both ended well."""
-    places: dict[tuple[str, str], dict[str, Run]] = defaultdict(dict)
+    """Every model against QuantFormer on the test rows of each place where both ended well, over the seeds of which both did."""
+    places: dict[tuple[str, str], dict[str, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
     for run in runs:
         if run.key.table == MODELS_GROUP and not run.failure and not is_ablation(run.key.model):
-            places[run.key.mouse, run.key.category][run.key.model] = run
+            places[run.key.mouse, run.key.category][run.key.model][run.key.seed] = run
     found = []
     for (mouse, category), models in places.items():
-        if QUANTFORMER not in models:
-            continue
-        reference = store.arrays(models[QUANTFORMER])
-        for model, run in models.items():
-            if model == QUANTFORMER:
-                continue
-            differences = _differences(store.arrays(run), reference, resamples=resamples)
-            found.append(Within(mouse=mouse, category=category, model=model, differences=differences))
+        reference = {seed: store.arrays(run) for seed, run in models.pop(QUANTFORMER, {}).items()}
+        for model, by_seed in models.items():
+            seeds = tuple(sorted(by_seed.keys() & reference.keys()))
+            if seeds:
+                own = [store.arrays(by_seed[seed]) for seed in seeds]
+                differences = _differences(own, [reference[seed] for seed in seeds], resamples=resamples)
+                found.append(Within(mouse=mouse, category=category, model=model, seeds=seeds, differences=differences))
     return found
 
 
@@ -69,7 +69,7 @@ def within_tables(found: Iterable[Within]) -> list[Table]:
     metrics = (*MEANS, RANKED, *_ROW_SCORES)
     return [
         Table(
-            caption=f"Within one recording: {mouse}, {category.replace('_', ' ')}; each model less QuantFormer",
+            caption=f"Within one recording: {mouse}, {category.replace('_', ' ')}; each model less QuantFormer{_seeds(members)}",
             columns=("model", *(COLUMNS[metric].heading for metric in metrics)),
             rows=[(MODELS[one.model].title, *(_text(one, metric) for metric in metrics)) for one in members],
             note=f"Difference, 95 % interval of {RESAMPLES} paired resamples of whole trials, verdict; then the verdict where "
@@ -79,43 +79,69 @@ def within_tables(found: Iterable[Within]) -> list[Table]:
     ]
 
 
+def _seeds(members: Sequence[Within]) -> str:
+    most = max(len(one.seeds) for one in members)
+    return f", means over {most} seeds" if most > 1 else ""
+
+
 def within_lines(found: Iterable[Within]) -> str:
     """Every difference, one JSON object a line; a number that is not finite is null."""
     lines = []
     for one in found:
         for difference in one.differences.values():
-            record = {"mouse": one.mouse, "category": one.category, "model": one.model, **asdict(difference)}
+            place = {"mouse": one.mouse, "category": one.category, "model": one.model, "seeds": one.seeds}
+            record = {**place, **asdict(difference)}
             record = {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in record.items()}
             lines.append(json.dumps({**record, "verdict": difference.verdict}, allow_nan=False) + "\n")
     return "".join(lines)
 
 
-def _differences(arrays: Arrays, reference: Arrays, *, resamples: int) -> dict[tuple[str, Unit], PairedDifference]:
+def _differences(
+    arrays: Sequence[Arrays], reference: Sequence[Arrays], *, resamples: int
+) -> dict[tuple[str, Unit], PairedDifference]:
+    """Of two models' answers by seed."""
+    rows = reference[0]
     for name in ("trial", "neuron", "active"):
-        if name not in arrays or not np.array_equal(arrays[name], reference[name]):
+        if any(name not in one or not np.array_equal(one[name], rows[name]) for one in (*arrays, *reference)):
             raise DataError(f"two runs of one place differ in the {name} of their test rows; remove them and run again")
     found = {}
     for name in (*MEANS, *_ROW_SCORES):
         own, other = _row_scores(name, arrays), _row_scores(name, reference)
         if own is not None and other is not None and np.isfinite(own - other).any():
             for unit in UNITS:
-                found[name, unit] = _mean_difference(name, own, other, arrays=arrays, unit=unit, resamples=resamples)
-    if "probability" in arrays and "probability" in reference:
+                found[name, unit] = _mean_difference(name, own, other, arrays=rows, unit=unit, resamples=resamples)
+    if all("probability" in one for one in (*arrays, *reference)):
         made = compare(
-            arrays["probability"],
-            {QUANTFORMER: reference["probability"]},
-            truth=arrays["active"],
-            trial=arrays["trial"],
-            neuron=arrays["neuron"],
-            metrics={RANKED: ACTIVATION_METRICS[RANKED]},
+            np.stack([one["probability"] for one in arrays], axis=1),
+            {QUANTFORMER: np.stack([one["probability"] for one in reference], axis=1)},
+            truth=rows["active"],
+            trial=rows["trial"],
+            neuron=rows["neuron"],
+            metrics={RANKED: _over_columns(ACTIVATION_METRICS[RANKED])},
             resamples=resamples,
         )
         found[RANKED, "trials"] = made[RANKED]
     return found
 
 
-def _row_scores(name: str, arrays: Arrays) -> Floats | None:
-    """A score of every row, NaN where a row has none; None where the run does not answer that."""
+def _over_columns(metric: Metric) -> Metric:
+    """The metric's mean over the columns of predictions ``(rows, seeds)``."""
+
+    def prepare(prediction: ArrayLike, truth: ArrayLike, member: NDArray[np.intp]) -> Evaluate:
+        each = [metric.prepare(column, truth, member) for column in np.asarray(prediction).T]
+        return lambda draws: np.mean([evaluate(draws) for evaluate in each], axis=0)
+
+    return Metric(higher_is_better=metric.higher_is_better, prepare=prepare)
+
+
+def _row_scores(name: str, by_seed: Sequence[Arrays]) -> Floats | None:
+    """A score of every row, its mean over seeds, NaN where a row has none; None where the runs do not answer that."""
+    scores = [_scores(name, arrays) for arrays in by_seed]
+    there = [one for one in scores if one is not None]
+    return np.mean(there, axis=0) if len(there) == len(scores) else None
+
+
+def _scores(name: str, arrays: Arrays) -> Floats | None:
     if name in _ROW_SCORES:
         kept = arrays.get(_ROW_SCORES[name])
         return None if kept is None else kept.astype(np.float64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +64,15 @@ class Executed:
     gallery: Gallery | None = None
     gallery_failure: str = ""
     others: Mapping[str, Outcome] = field(default_factory=dict)
+
+    def joined(self, more: Executed) -> Executed:
+        """The same with the runs of ``more``."""
+        return replace(
+            self,
+            runs=(*self.runs, *more.runs),
+            pretraining=(*self.pretraining, *more.pretraining),
+            made=self.made + more.made,
+        )
 
 
 def contest_here(*, device: str, **arguments: Any) -> tuple[list[Entry], str, dict[str, str]]:
