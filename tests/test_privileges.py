@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import zmq
-from engine_process import Client, EngineProcess, running
+from engine_process import Client, EngineProcess, running, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_bundle import NEURONS
@@ -62,25 +64,31 @@ def told(engine: EngineProcess) -> dict[str, str]:
 
 
 def latency_us() -> int:
-    """How long leaving an idle state may take, as the kernel has it from all who asked; -1 where it may not be read."""
-    try:
-        return int.from_bytes(LATENCY.read_bytes()[:4], sys.byteorder, signed=True)
-    except OSError:
-        return -1
+    """How long leaving an idle state may take, in us, as the kernel has it from all who asked."""
+    return int.from_bytes(LATENCY.read_bytes()[:4], sys.byteorder, signed=True)
+
+
+def keeps_awake(process: int) -> bool:
+    """Whether a process holds the kernel's file open."""
+    held = []
+    for one in Path(f"/proc/{process}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            held.append(str(one.readlink()))
+    return str(LATENCY) in held
 
 
 def test_nothing_is_asked_for_unless_a_setting_says_so(tiny_bundle_path: Path) -> None:
-    with running(tiny_bundle_path) as engine:
+    with running(tiny_bundle_path, stay_awake="off") as engine:
         assert set(told(engine).values()) == {"not asked"}
+        assert not keeps_awake(engine.process.pid)
         assert engine.end() == 0
 
 
 @linux
 def test_what_is_granted_is_in_force_and_what_is_refused_says_why(tiny_bundle_path: Path) -> None:
     there = sorted(os.sched_getaffinity(0))
-    before_us = latency_us()
     pinned = ",".join(map(str, there[:2]))
-    asked = {"pin_cpus": pinned, "realtime": "on", "lock_memory": "on", "stay_awake": "on"}
+    asked = {"pin_cpus": pinned, "realtime": "on", "lock_memory": "on"}
     with running(tiny_bundle_path, **asked) as engine:
         outcomes = told(engine)
         main = str(engine.process.pid)
@@ -108,16 +116,30 @@ def test_what_is_granted_is_in_force_and_what_is_refused_says_why(tiny_bundle_pa
             assert outcomes["lock_memory"].startswith("refused: ")
             assert "CAP_IPC_LOCK" in outcomes["lock_memory"]
             assert locked == 0
-        held = {str(one.readlink()) for one in Path(f"/proc/{main}/fd").iterdir()}
-        if outcomes["stay_awake"].startswith("granted"):
-            assert str(LATENCY) in held
-            assert latency_us() <= (0 if "haltpoll" in outcomes["stay_awake"] else 2)
-        else:
-            assert outcomes["stay_awake"].startswith("refused: ")
-            assert str(LATENCY) not in held
         assert engine.end() == 0
-    if outcomes["stay_awake"].startswith("granted"):
-        assert latency_us() == before_us, "cores sleep as before when the engine has ended"
+
+
+@linux
+def test_cores_are_kept_awake_while_frames_come_and_may_sleep_a_while_after(tiny_bundle_path: Path) -> None:
+    with running(tiny_bundle_path) as engine:
+        outcome = told(engine)["stay_awake"]
+        if not outcome.startswith("granted: while frames come"):
+            assert outcome.startswith("refused: ")
+            assert not keeps_awake(engine.process.pid)
+            pytest.skip(outcome)
+        assert keeps_awake(engine.process.pid), "from the start on, for what is measured then"
+        assert latency_us() <= (0 if "haltpoll" in outcome else 2)
+        wait_until(lambda: not keeps_awake(engine.process.pid))
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        client = Client(engine.endpoints["zmq"], context)
+        try:
+            client.open(list(NEURONS))
+            client.frames(np.ones((1, len(NEURONS)), np.float32))
+            wait_until(lambda: keeps_awake(engine.process.pid))
+        finally:
+            client.close()
+            context.destroy(0)
+        assert engine.end() == 0
 
 
 @linux
@@ -143,8 +165,9 @@ def test_elsewhere_every_wish_is_refused_with_the_systems_name() -> None:
         "import sys; sys.platform = 'darwin'\n"
         "from quantformer_service.engine_settings import EngineSettings\n"
         "from quantformer_service.privileges import Privileges\n"
-        "asked = Privileges(EngineSettings(pin_cpus='0', realtime='on', stay_awake='on'))\n"
-        "asked.before_inference(); print(asked.when_ready())"
+        "from quantformer_service.awake import Awake\n"
+        "asked = Privileges(EngineSettings(pin_cpus='0', realtime='on'))\n"
+        "asked.before_inference(); print({**asked.when_ready(), 'stay_awake': Awake(asked=True).outcome})"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     refused = "refused: not on this system (darwin); Linux only"
@@ -161,11 +184,10 @@ def test_a_user_without_the_right_is_told_how_to_get_it() -> None:
         pytest.skip("this user has the right, and may not become another")
     program = (
         "import os\n"
-        "from quantformer_service.engine_settings import EngineSettings\n"
-        "from quantformer_service.privileges import Privileges\n"
+        "from quantformer_service.awake import Awake\n"
         "os.geteuid() or os.setuid(65534)\n"
-        "asked = Privileges(EngineSettings(stay_awake='on'))\n"
-        "asked.before_inference(); print(asked.when_ready()['stay_awake'])"
+        "asked = Awake(asked=True)\n"
+        "asked.follow(1, now_ns=0); print(asked.outcome)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.startswith("refused: /dev/cpu_dma_latency: Permission denied")

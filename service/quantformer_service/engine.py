@@ -20,6 +20,7 @@ from quantformer.errors import UsageError
 from quantformer_client import wire
 from quantformer_client.wire import ErrorCode
 from quantformer_service import timeslice
+from quantformer_service.awake import Awake
 from quantformer_service.dispatch import new_id
 from quantformer_service.engine_settings import EngineSettings
 from quantformer_service.garbage import Garbage
@@ -55,14 +56,15 @@ _FAREWELL_S = 0.25
 
 
 class Engine:
-    """Answers questions about streams of frames. Construction binds the ports; `run` is the loop.
+    """Answers questions about streams of frames. Construction binds the ports; `run` is the loop. ``awake`` is told what comes.
 
     Raises:
         BusyPortError: a port is taken.
     """
 
-    def __init__(self, settings: EngineSettings, bundle: Bundle) -> None:
+    def __init__(self, settings: EngineSettings, bundle: Bundle, *, awake: Awake | None = None) -> None:
         self._settings, self._bundle = settings, bundle
+        self._awake = awake or Awake(asked=False)
         self.epoch = new_id()
         self._started_ns = time.perf_counter_ns()
         self._sockets = Sockets(settings)
@@ -84,7 +86,7 @@ class Engine:
         self._garbage = Garbage()
         self._rehearsal: Rehearsal | None = None
         self._chores_ns = 0
-        #: What the process was granted, for WELCOME and STATUS.
+        #: What its threads were granted.
         self.privileges: Mapping[str, str] = {}
         self._state = "warming"
         try:
@@ -128,7 +130,7 @@ class Engine:
             "bundle": self._bundle.hash,
             "provider": self._inference.provider,
             "precision": self._bundle.precision,
-            "privileges": dict(self.privileges),
+            "privileges": self._granted,
         }
 
     def _made_with(self) -> Provenance:
@@ -158,7 +160,7 @@ class Engine:
             self._do_chores()
 
     def _do_chores(self) -> None:
-        """What has time: METRICS and garbage, while nothing is under way and the next frame is not near."""
+        """What has time: METRICS, garbage, whether cores may sleep, while nothing is under way and the next frame is not near."""
         now_ns = time.perf_counter_ns()
         spare_ns = self._spare_ns(now_ns)
         if spare_ns < _CHORES_SPARE_NS and now_ns < self._chores_ns + _CHORES_PUT_OFF_NS:
@@ -166,6 +168,8 @@ class Engine:
         self._chores_ns = now_ns + _CHORES_EVERY_NS
         self._loop.publish(self._metrics(), session=0)
         self._garbage.collect(max(spare_ns, _CHORES_SPARE_NS))
+        if self._state == "ready":
+            self._awake.follow(self._loop.dispatcher.counters["frames"], now_ns=now_ns)
 
     def _spare_ns(self, now_ns: int) -> int:
         """Time for which the loop will surely not be wanted: 0 while a question is under way."""
@@ -195,6 +199,11 @@ class Engine:
             session.trigger.disarm(reason)
             self._loop.publish(session.trigger.describe(now_ns=now_ns), session=session.number)
 
+    @property
+    def _granted(self) -> dict[str, str]:
+        """What the process was granted and refused, by setting."""
+        return {**self.privileges, "stay_awake": self._awake.outcome}
+
     def _welcome(self) -> wire.Welcome:
         recipe = self._bundle.recipe
         return wire.Welcome(
@@ -208,7 +217,7 @@ class Engine:
             response_frames=recipe.response_frames,
             phases=sorted(self._bundle.phases),
             largest_message=wire.MAX_MESSAGE,
-            privileges=dict(self.privileges),
+            privileges=self._granted,
             precision=self._bundle.precision,
         )
 
@@ -227,7 +236,7 @@ class Engine:
             counters=dict(self._loop.counters + self._loop.dispatcher.counters + self._sockets.counters),
             latency_ms=latency,
             sessions=[session.status() for session in self._loop.dispatcher.sessions.values()],
-            privileges=dict(self.privileges),
+            privileges=self._granted,
             recording=self._tap.status(time.perf_counter_ns()),
             precision=self._bundle.precision,
         )
@@ -303,7 +312,8 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     # Before any other thread is there: those of ZeroMQ and of inference begin with what this one has.
     if refused := timeslice.shorten():
         _log.info("short time slices are not to be had: %s", refused)
-    engine = Engine(engine_settings, bundle)
+    awake = Awake(asked=engine_settings.stay_awake == "on")
+    engine = Engine(engine_settings, bundle, awake=awake)
     privileges = Privileges(engine_settings)
     sys.setswitchinterval(_SWITCH_S)
     # The inference thread, and whatever threads the runtime starts in it, take over what this thread has when they begin.
@@ -313,6 +323,8 @@ def serve(settings: Settings, stop: threading.Event) -> None:
         engine.privileges = privileges.when_ready()
         for name, outcome in engine.privileges.items():
             _log.log(logging.WARNING if outcome.startswith("refused") else logging.INFO, "%s: %s", name, outcome)
+        # No warning: it is asked for by default, and not every user may.
+        _log.info("stay_awake: %s", awake.outcome)
         announce(**engine.facts)
 
     engine.run(stop, on_ready=ready)

@@ -66,11 +66,11 @@ class EngineSettings:
     tcp_clients: int = 64
     tcp_backlog_bytes: int = 33_554_432
     #: CPUs of the loop (the first) and of inference (the others); real-time priority; memory that is not paged out; cores
-    #: that do not sleep deeply.
+    #: that do not sleep deeply while frames come.
     pin_cpus: str = ""
     realtime: str = "off"
     lock_memory: str = "off"
-    stay_awake: str = "off"
+    stay_awake: str = "on"
     #: Seconds for a graceful end.
     shutdown_s: float = 5.0
 

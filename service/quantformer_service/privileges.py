@@ -1,5 +1,4 @@
-"""What the engine may ask of the system: CPUs of its own, real-time priority, memory that is never paged out, and cores that
-do not sleep deeply between frames.
+"""What the engine may ask of the system for its threads: CPUs of their own, real-time priority, memory that is never paged out.
 
 Each is asked only where a setting says so, and each is reported as ``granted`` or ``refused``, with the reason and what to
 do. A refusal ends nothing: the engine runs without. Linux only; elsewhere all are refused with that reason.
@@ -9,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import struct
 import sys
 import threading
 from collections.abc import Sequence
@@ -23,11 +21,6 @@ from quantformer_service.engine_settings import EngineSettings
 LOOP_PRIORITY, INFERENCE_PRIORITY = 20, 10
 _ZMQ_THREADS = "ZMQbg/IO"
 _MCL_CURRENT, _MCL_FUTURE = 1, 2
-#: The kernel's PM QoS: while this file is open, no core of the machine enters an idle state that takes longer to leave than the
-#: us written to it. On a machine of its own C1 stays, which takes 1 or 2; a guest must not halt at all, which is to leave its
-#: core to the host: its driver (haltpoll) calls that 1 us, and it takes many times that.
-_LATENCY, _DRIVER = Path("/dev/cpu_dma_latency"), Path("/sys/devices/system/cpu/cpuidle/current_driver")
-_WAKE_US, _WAKE_GUEST_US = 2, 0
 #: Bit of CAP_IPC_LOCK in a process's effective capabilities.
 _CAP_IPC_LOCK = 14
 _ELSEWHERE = f"refused: not on this system ({sys.platform}); Linux only"
@@ -59,15 +52,12 @@ class Privileges:
     def __init__(self, settings: EngineSettings) -> None:
         self._cpus = cpus(settings.pin_cpus)
         self._realtime, self._lock = settings.realtime == "on", settings.lock_memory == "on"
-        self._awake = settings.stay_awake == "on"
-        self._outcomes = dict.fromkeys(("pin_cpus", "realtime", "lock_memory", "stay_awake"), _NOT_ASKED)
+        self._outcomes = dict.fromkeys(("pin_cpus", "realtime", "lock_memory"), _NOT_ASKED)
 
     def before_inference(self) -> None:
         """Take what the inference thread, and the runtime's own, are to have, before it measures its threads."""
         if sys.platform != "linux":
             return
-        if self._awake:
-            self._outcomes["stay_awake"] = _kept_awake()
         if self._cpus:
             rest = self._cpus[1:] or self._cpus
             self._outcomes["pin_cpus"] = (
@@ -86,7 +76,7 @@ class Privileges:
     def when_ready(self) -> dict[str, str]:
         """Take what the loop's thread, which calls this, is to have; what was granted and refused, by setting."""
         if sys.platform != "linux":
-            asked = bool(self._cpus), self._realtime, self._lock, self._awake
+            asked = bool(self._cpus), self._realtime, self._lock
             return {
                 name: _ELSEWHERE if wanted else _NOT_ASKED for name, wanted in zip(self._outcomes, asked, strict=True)
             }
@@ -148,27 +138,6 @@ def _locked() -> str:
     if libc.mlockall(_MCL_CURRENT | _MCL_FUTURE) != 0:
         return f"refused: {os.strerror(ctypes.get_errno())}; give CAP_IPC_LOCK, or 'ulimit -l unlimited'"
     return ""
-
-
-def _kept_awake() -> str:
-    """Keep the machine's cores from idle states that take long to leave, until this process ends; what came of it."""
-    try:
-        driver = _DRIVER.read_text().strip()
-        # Never closed: the kernel forgets what was asked with the file.
-        file = os.open(_LATENCY, os.O_WRONLY | os.O_CLOEXEC)
-    except PermissionError as error:
-        rule = 'KERNEL=="cpu_dma_latency", GROUP="imaging", MODE="0660"'
-        return f"refused: {_LATENCY}: {_reason(error)}; run as root, or give the group that may a udev rule: {rule}"
-    except OSError as error:
-        return (
-            f"refused: {error.filename}: {_reason(error)}; this kernel, or container, has no idle states to choose from"
-        )
-    if driver == "none":
-        os.close(file)
-        return "refused: no idle driver is at work here (cpuidle: none), so there are no states to choose from"
-    limit_us = _WAKE_GUEST_US if driver == "haltpoll" else _WAKE_US
-    os.write(file, struct.pack("=i", limit_us))
-    return f"granted: no core's sleep takes over {limit_us} us to leave (driver {driver})"
 
 
 def _may_lock() -> bool:

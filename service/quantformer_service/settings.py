@@ -90,7 +90,9 @@ class Settings:
     )
     lock_memory: str = _setting("off", help="keep the engine's memory from being paged out", choices=("off", "on"))
     stay_awake: str = _setting(
-        "off", help="keep the machine's cores out of idle states that take long to leave", choices=("off", "on")
+        "on",
+        help="while frames come, keep the machine's cores out of idle states that take long to leave, where the user may",
+        choices=("off", "on"),
     )
     max_body_bytes: int = _setting(
         4_194_304, unit="bytes", help="largest HTTP body or WebSocket message that is read", low=1024, high=1 << 30

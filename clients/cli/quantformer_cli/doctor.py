@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,13 @@ def _check(args: argparse.Namespace, settings: Settings) -> int:
     if not settings.bundle:
         raise UsageError("no bundle was given: 'quantformer doctor --bundle DIR'; 'quantformer demo' makes one")
     need("psutil")
-    checks = examine(settings, neurons=args.neurons, stimuli=args.stimuli, rate_hz=args.rate)
+    from quantformer_service.awake import Awake
+
+    # Measured as the engine will run.
+    with contextlib.closing(Awake(asked=settings.stay_awake == "on")) as awake:
+        checks = examine(
+            settings, neurons=args.neurons, stimuli=args.stimuli, rate_hz=args.rate, stay_awake=awake.outcome
+        )
     _print_checks(checks)
     holds = all(check.state != "bad" for check in checks)
     asked = f"{args.rate:g} Hz with {args.neurons} neurons x {args.stimuli} stimuli"
@@ -69,8 +76,8 @@ def _check(args: argparse.Namespace, settings: Settings) -> int:
     return 0 if holds else 1
 
 
-def examine(settings: Settings, *, neurons: int, stimuli: int, rate_hz: float) -> list[Check]:
-    """Every check, in the order shown.
+def examine(settings: Settings, *, neurons: int, stimuli: int, rate_hz: float, stay_awake: str) -> list[Check]:
+    """Every check, in the order shown; ``stay_awake`` is whether cores were kept from sleep, as `Awake` says it.
 
     Raises:
         BundleError: the bundle cannot be loaded.
@@ -86,6 +93,7 @@ def examine(settings: Settings, *, neurons: int, stimuli: int, rate_hz: float) -
     checks = [system.check_cores(), system.check_load(), system.check_governor(), system.check_clock()]
     checks.append(system.check_wake_up(rate_hz=rate_hz))
     checks.append(system.check_priority())
+    checks.append(system.check_idle(stay_awake))
     checks.append(system.check_memory(neurons=neurons, rate_hz=rate_hz, history_s=settings.history_s))
     # A frame with its neuropil, and an answer with response and interval of every neuron and stimulus, every frame.
     recorded = rate_hz * 4 * neurons * (2 + stimuli * (1 + 3 * frames))

@@ -122,10 +122,7 @@ def check_wake_up(*, rate_hz: float) -> Check:
     seen.record(late)
     p50, p99 = (float(seen.quantile(q) or 0) / 1e3 for q in (0.5, 0.99))
     found = f"late by {p50:.0f} us (p50), {p99:.0f} us (p99), {seen.largest / 1e3:.0f} us (max) of {_SLEEPS} sleeps"
-    cure = (
-        "end other programs; --pin-cpus and --realtime on give the engine cores and priority of its own, --stay-awake on keeps "
-        "cores from deep sleep (docs/latency.md)"
-    )
+    cure = "end other programs; --pin-cpus and --realtime on give the engine cores and priority of its own (docs/latency.md)"
     if p99 > _USABLE_SHARE * 1e6 / rate_hz:
         return bad("wake-up", found, cure)
     return advice("wake-up", found, cure) if p99 > _STEADY_US else ok("wake-up", found)
@@ -161,6 +158,13 @@ def check_priority() -> Check:
         "for --realtime on and --lock-memory on: '@imaging - rtprio 80' and '@imaging - memlock unlimited' in "
         "/etc/security/limits.d, then log in anew",
     )  # fmt: skip
+
+
+def check_idle(outcome: str) -> Check:
+    """Do cores stay out of deep idle states while frames come? ``outcome`` is what `Awake` was told."""
+    verdict, _, why = outcome.partition(": ")
+    found, _, cure = why.partition("; ")
+    return advice("idle states", found, cure) if verdict == "refused" and cure else ok("idle states", found or outcome)
 
 
 def check_ports(settings: Settings) -> list[Check]:
