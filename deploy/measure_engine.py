@@ -17,9 +17,10 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -29,7 +30,7 @@ from quantformer_cli.benchmark import aims
 from quantformer_cli.benchmark.aims import Record, Row, Section
 from quantformer_cli.benchmark.kills import kill_again_and_again
 from quantformer_cli.benchmark.measure import machine
-from quantformer_cli.benchmark.plan import DISTURBANCES, Condition, Pace
+from quantformer_cli.benchmark.plan import DISTURBANCES, Condition, Detail, Pace
 from quantformer_cli.benchmark.results import Document, Machine, write_document
 from quantformer_cli.benchmark.service import Subject, measured, started
 from quantformer_cli.benchmark.survival import survival
@@ -61,11 +62,15 @@ class Run:
     seed: int
     command: str
 
-    def pace(self, frames: int, *, rounds: int = 3, rate_hz: float = 30.0, every: int = 3) -> Pace:
+    def pace(
+        self, frames: int, *, rounds: int = 3, rate_hz: float = 30.0, every: int = 3, detail: Detail = "forecast"
+    ) -> Pace:
         """So many frames a condition, fewer in a trial, in which onsets follow closer on each other too."""
         count = max(round(frames * self.scale), 20 * rounds)
         closest = max(count // rounds // 4, 1)
-        return Pace(frames=count, rounds=rounds, seed=self.seed, rate_hz=rate_hz, every=min(every, closest))
+        return Pace(
+            frames=count, rounds=rounds, seed=self.seed, rate_hz=rate_hz, every=min(every, closest), detail=detail
+        )
 
     def times(self, count: int) -> int:
         """So many kills or starts, fewer in a trial."""
@@ -247,12 +252,11 @@ PARTS: dict[str, tuple[str, Callable[[Run], Found]]] = {
 }
 
 
-def section(part: str, run: Run) -> Section:
+def section(part: str, title: str, measure: Callable[[], Found]) -> Section:
     """Measure one part."""
-    title, measure = PARTS[part]
     load, date = os.getloadavg()[0], datetime.now(UTC).isoformat(timespec="seconds")
     say(f"{part}: begins at {date}, load {load:.1f}")
-    found = measure(run)
+    found = measure()
     return Section(
         part=part,
         title=title,
@@ -265,23 +269,35 @@ def section(part: str, run: Run) -> Section:
     )
 
 
-def write(path: Path, record: Record) -> None:
+def record(run: Run, sections: list[Section], *, before: Machine) -> Record:
+    """All that was measured until now; ``before`` is the machine as it was at first."""
+    return Record(
+        date_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=run.command,
+        machine=before,
+        versions=software(("quantformer", "onnxruntime", "onnxruntime-gpu", "numpy", "pyzmq")),
+        scale=run.scale,
+        sections=sections,
+    )
+
+
+def write(path: Path, made: Record) -> None:
     """As JSON and as Markdown, side by side."""
-    path.with_suffix(".json").write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
-    path.with_suffix(".md").write_text(aims.markdown(record), encoding="utf-8")
+    path.with_suffix(".json").write_bytes(msgspec.json.format(msgspec.json.encode(made), indent=1) + b"\n")
+    path.with_suffix(".md").write_text(aims.markdown(made), encoding="utf-8")
 
 
-def chosen(text: str) -> list[str]:
-    """Names of parts, in the order of the table.
+def chosen(text: str, *, of: Iterable[str] = PARTS) -> list[str]:
+    """Names of those that there are, in their order.
 
     Raises:
-        argparse.ArgumentTypeError: there is no such part.
+        argparse.ArgumentTypeError: there is no such one.
     """
-    names = text.split(",")
-    strange = sorted(set(names) - set(PARTS))
+    names, known = text.split(","), list(of)
+    strange = sorted(set(names) - set(known))
     if strange:
-        raise argparse.ArgumentTypeError(f"found {strange[0]!r}, expected {', '.join(PARTS)}, with commas between several")
-    return [name for name in PARTS if name in names]
+        raise argparse.ArgumentTypeError(f"found {strange[0]!r}, expected {', '.join(known)}, with commas between several")
+    return [name for name in known if name in names]
 
 
 def main() -> None:
@@ -310,16 +326,10 @@ def main() -> None:
         made_up().write_tiny_bundle(run.live, neuron_ids=ids, config=PRESETS["live"])
         made_up().write_tiny_bundle(run.tiny, neuron_ids=ids)
         for part in asked.part:
-            kept[part] = section(part, run)
-            record = Record(
-                date_utc=datetime.now(UTC).isoformat(timespec="seconds"),
-                command=command,
-                machine=before,
-                versions=software(("quantformer", "onnxruntime", "onnxruntime-gpu", "numpy", "pyzmq")),
-                scale=asked.scale,
-                sections=[kept[name] for name in PARTS if name in kept],
-            )
-            write(asked.out / "engine", record)
+            title, measure = PARTS[part]
+            kept[part] = section(part, title, partial(measure, run))
+            made = record(run, [kept[name] for name in PARTS if name in kept], before=before)
+            write(asked.out / "engine", made)
     print((asked.out / "engine.md").read_text(encoding="utf-8"))
 
 

@@ -1,4 +1,4 @@
-"""deploy/measure_engine.py and deploy/growth_picture.py: what they keep, what they refuse, and a trial of them."""
+"""deploy/measure_engine.py, measure_gpu.py and growth_picture.py: what they keep, what they refuse, and a trial of them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from types import ModuleType
 import msgspec
 import numpy as np
 import pytest
+import torch
 from running_service import clean_environment
 
+from quantformer.bundle import load_bundle
 from quantformer_cli.benchmark.aims import Record, Section
 from quantformer_cli.benchmark.measure import machine
 from quantformer_cli.benchmark.plan import Condition, Pace
@@ -50,6 +52,9 @@ def test_parts_are_named_in_the_order_of_the_table(measure_engine: ModuleType) -
     assert measure_engine.chosen("start,overhead") == ["overhead", "start"]
     with pytest.raises(argparse.ArgumentTypeError, match="found 'coffee', expected overhead"):
         measure_engine.chosen("start,coffee")
+    assert measure_engine.chosen("live", of=("paper", "live")) == ["live"]
+    with pytest.raises(argparse.ArgumentTypeError, match="found 'start', expected paper, live"):
+        measure_engine.chosen("start", of=("paper", "live"))
 
 
 def run_at(module: ModuleType, scale: float, folder: Path) -> object:
@@ -95,6 +100,45 @@ def test_a_trial_of_the_script_writes_everything(tmp_path: Path) -> None:
     assert len(record.sections[1].values["seconds"]) == 2
     large = read_document(tmp_path / "out/large.json")
     assert [(one.condition.neurons, one.failed, one.lost) for one in large.results] == [(10_000, "", 0)]
+
+
+@pytest.mark.slow
+def test_a_trial_of_the_gpus_script_where_there_is_none(tiny_bundle_path: Path, tmp_path: Path) -> None:
+    asked = ["--bundle", str(tiny_bundle_path), "--provider", "cpu", "--scale", "0.001", "--out", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, str(DEPLOY / "measure_gpu.py"), *asked], capture_output=True, text=True, timeout=600,
+        env=clean_environment(), check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = msgspec.json.decode((tmp_path / "gpu.json").read_bytes(), type=Record)
+    (tiny,) = record.sections
+    assert tiny.part == load_bundle(tiny_bundle_path).manifest.preset
+    assert tiny.how[0].startswith("cpu, ")
+    assert [(row.what, row.aim) for row in tiny.rows if row.aim] == [
+        ("241-forecast: in the engine, p50", 1.0),
+        ("241-forecast: in the engine, p99", 2.0),
+        ("241x40-probability: in the engine, p99", 10.0),
+        ("10000-forecast: in the engine, p99", 15.0),
+        ("10000-probability: in the engine, p99", 15.0),
+        ("20000-probability: frame due until the client has the answer, p99", 33.3),
+        ("40000-probability: frame due until the client has the answer, p99", 33.3),
+    ]
+    documents = [read_document(tmp_path / name) for name in tiny.files]
+    assert [one.condition.neurons for found in documents for one in found.results] == [241, 241, 10_000, 10_000, 20_000, 40_000]
+    assert [one.failed for found in documents for one in found.results] == [""] * 6
+    assert [found.pace.detail for found in documents[:3]] == ["forecast", "probability", "forecast"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_gpus_script_says_why_it_cannot_where_there_is_none(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(DEPLOY / "measure_gpu.py"), "--network", "live", "--out", str(tmp_path)],
+        capture_output=True, text=True, timeout=600, env=clean_environment(), check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "cuda" in done.stderr.lower()
+    assert not (tmp_path / "gpu.json").exists()
 
 
 @pytest.mark.slow

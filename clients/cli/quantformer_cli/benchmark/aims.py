@@ -17,6 +17,9 @@ from quantformer_cli.benchmark.survival import Survival
 FRAME_MS, RATIO = 33.3, 1.5
 READY_S, GROWTH_PERCENT, POWER = 5.0, 1.0, 1.0
 
+_Quantile = Literal["p50", "p99"]
+_QUANTILES: tuple[_Quantile, ...] = ("p50", "p99")
+
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One figure; smaller is better. ``value`` is None where there was too little to tell it, ``aim`` where none was set."""
@@ -58,7 +61,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     sections: list[Section]
 
 
-def _ms(one: Result, figure: str, quantile: Literal["p50", "p99"]) -> float | None:
+def _ms(one: Result, figure: str, quantile: _Quantile) -> float | None:
     found = one.figures.get(figure)
     us: float | None = None if found is None else getattr(found, quantile)
     return None if us is None else us / 1e3
@@ -99,6 +102,28 @@ def large_rows(one: Result) -> list[Row]:
         Row(what="overhead without a standing question, p99", value=_ms(one, "overhead", "p99"), unit="ms", aim=2.5),
         Row(what=f"frames lost of {one.sent}", value=one.lost, aim=0.0),
     ]
+
+
+def load_rows(one: Result, *, load: str, figure: str, p50: float | None, p99: float) -> list[Row]:
+    """One load: ``figure`` beside what it may be at most, in ms, and what else belongs to an answer."""
+    if one.failed:
+        return _failed(one)
+    words = {
+        "engine": "in the engine",
+        "inference": "inference",
+        "overhead": "overhead a frame",
+        "beside_inference": "client's round trip less inference",
+        "corrected": "frame due until the client has the answer",
+    }
+    most: dict[tuple[str, _Quantile], float | None] = {(figure, "p50"): p50, (figure, "p99"): p99}
+    rows = [
+        Row(what=f"{load}: {words[name]}, {quantile}", value=_ms(one, name, quantile), unit="ms", aim=most.get((name, quantile)))
+        for name in words
+        for quantile in _QUANTILES
+    ]
+    counts = (("missed", one.missed), ("skipped", one.skipped), ("late", one.late))
+    rows += [Row(what=f"{load}: {name} of {one.asked} frames", value=count) for name, count in counts]
+    return [*rows, Row(what=f"{load}: frames lost of {one.sent}", value=one.lost, aim=0.0)]
 
 
 def isolation_rows(results: Sequence[Result], *, network: str) -> list[Row]:

@@ -12,6 +12,7 @@ from quantformer.errors import UsageError
 Transport = Literal["zmq", "tcp", "websocket", "rest"]
 #: ``none`` asks nothing but a probe: one ROI's probability, so that what a frame costs besides inference is seen.
 Questions = Literal["standing", "announced", "both", "none"]
+Detail = Literal["forecast", "probability"]
 Disturb = Literal["quiet", "gateway", "subscriber", "churn", "disk"]
 TRANSPORTS, QUESTIONS, DISTURBANCES = get_args(Transport), get_args(Questions), get_args(Disturb)[1:]
 #: Most ROIs of a session and alternatives of a question on the wire, and most sessions of a service.
@@ -49,7 +50,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     frames: int = 3000
     rounds: int = 3
     every: int = 3
-    detail: Literal["forecast", "probability"] = "forecast"
+    detail: Detail = "forecast"
     seed: int = 0
 
     def __post_init__(self) -> None:
