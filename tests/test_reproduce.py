@@ -101,6 +101,7 @@ def test_a_table_from_start_to_report_and_nothing_is_run_twice(tmp_path: Path) -
     assert all(step.name.startswith("seed 1, ") for step in steps if step.name)
     assert [(step.done, step.total) for step in (steps[0], steps[-1])] == [(10, 20), (22, 22)]
     assert math.isnan(steps[0].left_s), "a seed that was there says nothing of the next"
+    assert steps[1].left_s > 0.0, "its like was seen with the seed before"
     assert steps[-1].left_s == 0.0
     assert "seeds: 0, 1" in (tmp_path / "summary.md").read_text()
     by_seed = [

@@ -109,6 +109,10 @@ class Work:
         self._others, self.others = {job.name: job for job in others}, dict[str, Outcome]()
         self._failed: dict[Pretraining, str] = {}
         self._pace = Pace()
+        for other in execution.store.runs():
+            # Another seed of it takes as long.
+            if other.key.seed != execution.seed and not other.failure:
+                self._pace.took(other.key.model, other.seconds)
         self.made = 0
         self._missing: list[tuple[PlannedContest, tuple[str, ...]]] = []
         self._done = 0
