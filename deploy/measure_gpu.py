@@ -5,8 +5,8 @@
 Random weights, or a bundle of one's own: cost depends on a network's size and not on what it learned. For each network a service
 is started, on a GPU in float16, and asked about every frame at 30 Hz with the plans and worker processes of `quantformer bench`.
 The folder of ``--out`` takes ``gpu.md``, ``gpu.json`` and a file of `quantformer bench` a load; a network that is measured again
-replaces its section. A network takes about six minutes; ``--scale 0.01`` is a trial of a hundredth of the frames. ``--provider
-cpu`` is for a trial where there is no GPU. Nothing else should run. docs/benchmarks.md says what was found.
+replaces its section. A network's frames take 280 s; ``--scale 0.01`` is a trial of a hundredth of them. ``--provider cpu`` is for
+a trial where there is no GPU. Nothing else should run. docs/benchmarks.md says what was found.
 """
 
 from __future__ import annotations

@@ -45,6 +45,7 @@ class Awake:
             elif not wanted and self._file >= 0:
                 self.close()
         except OSError as error:
+            self.close()
             self.outcome = f"refused: {_LATENCY}: {error.strerror}, though it was granted at the start"
             _log.warning("stay_awake: %s", self.outcome)
 

@@ -19,6 +19,15 @@ READY_S, GROWTH_PERCENT, POWER = 5.0, 1.0, 1.0
 
 _Quantile = Literal["p50", "p99"]
 _QUANTILES: tuple[_Quantile, ...] = ("p50", "p99")
+#: Figures of a result, for people.
+_WORDS = {
+    "engine": "in the engine",
+    "inference": "inference",
+    "overhead": "overhead a frame",
+    "round_trip": "round trip",
+    "beside_inference": "client's round trip less inference",
+    "corrected": "frame due until the client has the answer",
+}
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,17 +117,10 @@ def load_rows(one: Result, *, load: str, figure: str, p50: float | None, p99: fl
     """One load: ``figure`` beside what it may be at most, in ms, and what else belongs to an answer."""
     if one.failed:
         return _failed(one)
-    words = {
-        "engine": "in the engine",
-        "inference": "inference",
-        "overhead": "overhead a frame",
-        "beside_inference": "client's round trip less inference",
-        "corrected": "frame due until the client has the answer",
-    }
     most: dict[tuple[str, _Quantile], float | None] = {(figure, "p50"): p50, (figure, "p99"): p99}
     rows = [
-        Row(what=f"{load}: {words[name]}, {quantile}", value=_ms(one, name, quantile), unit="ms", aim=most.get((name, quantile)))
-        for name in words
+        Row(what=f"{load}: {words}, {quantile}", value=_ms(one, name, quantile), unit="ms", aim=most.get((name, quantile)))
+        for name, words in _WORDS.items()
         for quantile in _QUANTILES
     ]
     counts = (("missed", one.missed), ("skipped", one.skipped), ("late", one.late))
@@ -128,14 +130,8 @@ def load_rows(one: Result, *, load: str, figure: str, p50: float | None, p99: fl
 
 def isolation_rows(results: Sequence[Result], *, network: str) -> list[Row]:
     """p99 disturbed over p99 quiet of the same rounds, by disturbance and figure; what failed is told as not measured."""
-    words = {
-        "corrected": "frame due until the client has the answer",
-        "overhead": "overhead a frame",
-        "engine": "in the engine",
-        "round_trip": "round trip",
-    }
     rows = [
-        Row(what=f"{one.disturb}, {network}: p99 of {words[one.figure]}, disturbed / quiet", value=one.ratio, aim=RATIO)
+        Row(what=f"{one.disturb}, {network}: p99 of {_WORDS[one.figure]}, disturbed / quiet", value=one.ratio, aim=RATIO)
         for one in isolation(results)
     ]
     return rows + [row for one in results if one.failed for row in _failed(one)]
