@@ -118,7 +118,7 @@ def tiny_pretrained(config: ModelConfig = CONFIG, *, seed: int = 0) -> Pretraine
 def tiny_forecaster(config: ModelConfig = CONFIG, *, seed: int = 0) -> Forecaster:
     """Both networks with random weights, the shortcuts and corrections too, in eval mode."""
     made = tiny_pretrained(config, seed=seed)
-    forecaster = Forecaster(config, teacher=made.autoencoder, signal_scale=SCALE, code_patch=made.code_patch)
+    forecaster = Forecaster(config, teacher=made.autoencoder, signal_scale=SCALE)
     with torch.no_grad():
         for linear in (
             forecaster.activation.shortcut.linear,
@@ -127,6 +127,7 @@ def tiny_forecaster(config: ModelConfig = CONFIG, *, seed: int = 0) -> Forecaste
         ):
             linear.weight.normal_(0.0, 0.02)
             linear.bias.normal_(0.0, 0.02)
+    forecaster.weigh((0.6, 0.2, 0.1))
     return forecaster.eval()
 
 

@@ -1,4 +1,4 @@
-"""Tests of what validation decides: probabilities, intervals, thresholds, skill by lead."""
+"""Tests of what validation decides: probabilities, thresholds, skill by lead."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from quantformer_training.calibrate import (
     LEADS,
     calibrate,
     fit_calibration,
-    fit_interval,
     fit_thresholds,
     probability,
 )
@@ -77,41 +76,6 @@ def test_a_handful_of_rows_does_not_invent_a_slope() -> None:
     assert 0.8 < found.temperature < 1.2, "two rows, separated: without the pull it would be 0.25"
 
 
-@pytest.mark.parametrize("heavy", [False, True])
-def test_the_interval_holds_four_fifths(heavy: bool) -> None:
-    rng = np.random.default_rng(0)
-    spread = rng.uniform(0.01, 0.5, 800).astype(np.float32)
-    noise = rng.standard_t(3, (2, 800, 64)) if heavy else rng.normal(size=(2, 800, 64)) + 0.3
-    predicted = rng.normal(0.0, 0.2, (800, 64)).astype(np.float32)
-    actual = [(predicted + n * (spread[:, None] + 0.05)).astype(np.float32) for n in noise]
-    interval = fit_interval(predicted, actual[0], spread=spread)
-    assert interval.level == 0.8
-    scale = (spread + interval.floor)[:, None]
-    low, high = predicted + scale * interval.low, predicted + scale * interval.high
-    for measured in actual:
-        inside = (measured >= low) & (measured <= high)
-        assert inside.mean() == pytest.approx(0.8, abs=0.02)
-        assert (measured > high).mean() == pytest.approx(0.1, abs=0.02)
-    assert len(interval.low) == len(interval.high) == 64
-    assert all(a < b for a, b in zip(interval.low, interval.high, strict=True))
-
-
-def test_the_interval_follows_the_time_after_the_onset() -> None:
-    rng = np.random.default_rng(1)
-    growing = np.repeat([0.1, 0.2, 0.4, 0.8], 16)
-    actual = (rng.normal(size=(500, 64)) * growing).astype(np.float32)
-    interval = fit_interval(np.zeros_like(actual), actual, spread=np.zeros(500, np.float32))
-    width = np.subtract(interval.high, interval.low)[::16]
-    np.testing.assert_allclose(width / width[0], [1.0, 2.0, 4.0, 8.0], rtol=0.1)
-
-
-def test_a_sure_forecast_still_has_the_noise_around_it() -> None:
-    rng = np.random.default_rng(2)
-    actual = rng.normal(0.0, 0.1, (300, 64)).astype(np.float32)
-    interval = fit_interval(np.zeros_like(actual), actual, spread=np.zeros(300, np.float32))
-    assert interval.floor == pytest.approx(float(np.median(np.abs(actual))), rel=1e-6)
-
-
 def test_thresholds_mean_what_they_say() -> None:
     rng = np.random.default_rng(3)
     active = rng.random(2000) < 0.1
@@ -160,3 +124,20 @@ def test_everything_that_a_bundle_takes_from_validation() -> None:
     expected = log_loss(probability(made.logit, found.calibration), rows.active.numpy())
     assert scored.log_loss == pytest.approx(expected, rel=1e-9)
     assert len({skill.mse for skill in found.skill_by_lead}) > 1, "the lead made no difference"
+
+
+def test_the_interval_of_a_bundle_is_that_of_rows_without_lead() -> None:
+    sources = sources_of()
+    model = tiny_model(sources.vocabulary)
+    found = calibrate(model, sources.validation, seconds=60.0)
+    rows = sources.validation.at_lead(0)
+    before = model.predict(rows)
+    assert before.terms.shape == (len(rows), len(found.spread_weights))
+    assert min(found.spread_weights) >= 0.0
+    model.forecaster.weigh(found.spread_weights)
+    made = model.predict(rows)
+    np.testing.assert_allclose(made.spread, made.terms @ np.array(found.spread_weights), rtol=1e-5)
+    scale = (made.spread + found.interval.floor)[:, None]
+    low, high = (made.response + scale * np.array(end) for end in (found.interval.low, found.interval.high))
+    happened = rows.response.numpy()
+    assert ((happened >= low) & (happened <= high)).mean() == pytest.approx(0.8, abs=0.01)

@@ -56,8 +56,7 @@ def test_sizes_that_make_no_network_are_refused_by_name(changes: dict[str, float
 def multiply_adds(config: ModelConfig) -> int:
     """Of one more row of the graph that is exported, as torch counts them in every matrix product."""
     frozen = Autoencoder(config).freeze()
-    patches = torch.zeros(config.codes, config.patch_frames)
-    graph = ServingGraph(lean(Forecaster(config, teacher=frozen, signal_scale=1.0, code_patch=patches)))
+    graph = ServingGraph(lean(Forecaster(config, teacher=frozen, signal_scale=1.0)))
     counts = []
     for rows in (1, 2):
         inputs = example_inputs(config, rows=rows).named().values()

@@ -23,7 +23,7 @@ CONFIG = ModelConfig(d=16, layers=2, heads=2, codes=8)
 def forecaster() -> Forecaster:
     torch.manual_seed(1)
     teacher = Autoencoder(CONFIG).freeze()
-    return Forecaster(CONFIG, teacher=teacher, signal_scale=0.3, code_patch=torch.randn(8, 16))
+    return Forecaster(CONFIG, teacher=teacher, signal_scale=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_the_graph_asks_for_what_is_documented(graph: bytes) -> None:
 
 def test_parity_refuses_another_network(graph: bytes) -> None:
     torch.manual_seed(2)
-    other = Forecaster(CONFIG, teacher=Autoencoder(CONFIG).freeze(), signal_scale=0.3, code_patch=torch.randn(8, 16))
+    other = Forecaster(CONFIG, teacher=Autoencoder(CONFIG).freeze(), signal_scale=0.3)
     with pytest.raises(BundleError, match="differ"):
         check_parity(other, graph, example_inputs(CONFIG, neurons=3, stimuli=2, rows=6))
 

@@ -85,8 +85,14 @@ def test_validation_decides_and_does_not_train() -> None:
     gain = rng.uniform(0.5, 1.5, (high - low, 1)).astype(np.float32)
     changed = with_values(recording, recording.fluorescence[low:high] * gain, frames=slice(low, high))
     one, other = (fit_of(made, split=split) for made in (recording, changed))
+    for made in (one, other):
+        told = made.model.forecaster.spread_weights
+        assert told.tolist() == pytest.approx(made.calibrated.spread_weights)
+        # What is no weight of a network, but how much validation says that forecasts err.
+        told.zero_()
     assert weights(one) == weights(other)
     assert one.calibrated.calibration != other.calibrated.calibration
+    assert one.calibrated.spread_weights != other.calibrated.spread_weights
 
 
 def test_training_is_told_nothing_of_its_own_presentation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

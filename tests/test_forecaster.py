@@ -30,6 +30,8 @@ from quantformer.forecaster import (
     ResponseShortcut,
     ServingGraph,
     Shortcut,
+    baseline_noise,
+    error_terms,
     known_beforehand,
 )
 from quantformer.population_level import joined_level
@@ -79,36 +81,34 @@ def test_the_correction_is_added_in_signal_scales(forecaster: Forecaster) -> Non
     torch.testing.assert_close(corrected - plain, correction * SCALE, atol=1e-6, rtol=1e-4)
 
 
-def test_a_sure_code_has_no_spread(forecaster: Forecaster) -> None:
-    codes = torch.randint(0, CONFIG.codes, (6, 10))
-    assert torch.equal(forecaster.spread(answer_of(certain(codes))), torch.zeros(6))
+def test_the_noise_of_a_baseline_is_its_frames_whatever_it_drifts() -> None:
+    generator = torch.Generator().manual_seed(3)
+    white = torch.randn(4000, 96, generator=generator) * 0.2
+    noise, deviation = baseline_noise(white).mean(0).tolist()
+    assert (noise, deviation) == (pytest.approx(0.2, rel=0.01), pytest.approx(0.2, rel=0.01))
+    # A slow event is no noise, but it is a deviation.
+    event = 2.0 * torch.sin(torch.linspace(0.0, torch.pi, 96))
+    noise, deviation = baseline_noise(white + event).mean(0).tolist()
+    assert noise == pytest.approx(0.2, rel=0.05)
+    assert deviation == pytest.approx(math.hypot(0.2, float(event.std(correction=0))), rel=0.02)
+    assert not baseline_noise(torch.full((2, 96), 0.5)).any()
 
 
-def test_spread_is_the_deviation_of_the_mixture_of_patches(forecaster: Forecaster) -> None:
-    torch.manual_seed(1)
-    logits = torch.randn(4, 10, CONFIG.codes)
-    found = forecaster.spread(answer_of(logits))
-    patches = forecaster.code_patch.double().numpy()
-    for b in range(4):
-        variances = []
-        for p in range(6, 10):
-            weight = np.exp(logits[b, p].double().numpy())
-            weight /= weight.sum()
-            mean = weight @ patches
-            variances.append(weight @ np.square(patches - mean))
-        assert float(found[b]) == pytest.approx(float(np.sqrt(np.mean(variances))) * SCALE, rel=1e-4)
-
-
-def test_spread_leaves_the_baselines_codes_out(forecaster: Forecaster) -> None:
-    logits = certain(torch.zeros(2, 10, dtype=torch.int64))
-    logits[1, :6] = 0.0
-    assert torch.equal(forecaster.spread(answer_of(logits)), torch.zeros(2))
+def test_the_spread_is_made_of_what_tells_the_error() -> None:
+    made = tiny_forecaster()
+    noise, probability = torch.tensor([[0.1, 0.3], [0.2, 0.2]]), torch.tensor([0.25, 0.0])
+    terms = error_terms(noise, probability)
+    torch.testing.assert_close(terms, torch.tensor([[0.1, 0.3, 0.5], [0.2, 0.2, 0.0]]))
+    made.weigh((1.0, 2.0, 4.0))
+    torch.testing.assert_close(made.spread(terms), torch.tensor([2.7, 0.6]))
+    made.weigh((0.0, 0.0, 0.0))
+    assert not made.spread(terms).any()
 
 
 def test_the_network_begins_as_the_papers() -> None:
     """Shortcut and correction are zero until training finds a use for them."""
     made = tiny_pretrained()
-    fresh = Forecaster(CONFIG, teacher=made.autoencoder, signal_scale=SCALE, code_patch=made.code_patch).eval()
+    fresh = Forecaster(CONFIG, teacher=made.autoencoder, signal_scale=SCALE).eval()
     baseline, tuning, level = torch.randn(3, 96), torch.randn(3, TUNING_QUANTITIES), torch.randn(3, LEVEL_QUANTITIES)
     assert not fresh.response(baseline, torch.randn(3, 16), torch.randn(3, 16), tuning, level).correction.any()
     assert not fresh.activation.shortcut(baseline, tuning, level).any()
@@ -116,7 +116,7 @@ def test_the_network_begins_as_the_papers() -> None:
 
 def test_the_encoders_start_as_copies_of_the_teachers_and_learn_apart() -> None:
     made = tiny_pretrained()
-    fresh = Forecaster(CONFIG, teacher=made.autoencoder, signal_scale=SCALE, code_patch=made.code_patch)
+    fresh = Forecaster(CONFIG, teacher=made.autoencoder, signal_scale=SCALE)
     encoders: list[nn.Module] = [fresh.teacher.encoder, fresh.activation.encoder, fresh.response.encoder]
     for name, value in encoders[0].named_parameters():
         copies = [dict(encoder.named_parameters())[name] for encoder in encoders[1:]]
@@ -228,7 +228,8 @@ def test_each_task_reads_its_own_vectors(forecaster: Forecaster) -> None:
             made = graph(*other)
             assert torch.equal(made[0], logit) != changed_logit
             assert torch.equal(made[1], response) == changed_logit
-            assert torch.equal(made[2], spread) == changed_logit
+            # The spread is told by the probability, and not by the forecast.
+            assert torch.equal(made[2], spread) != changed_logit
 
 
 @torch.no_grad()

@@ -233,11 +233,11 @@ def one_bit_of_a_frame(record: Record) -> Record:
 
 
 def one_bit_of_an_answer(record: Record) -> Record:
-    """The last bit of the first probability."""
+    """The last bit of the least probability, which decides nothing."""
     answer = wire.decode(record.payload).body
     assert isinstance(answer, wire.Answer)
     probability = answer.probability.copy()
-    probability.view(np.uint32)[0, 0] ^= 1
+    probability.view(np.uint32)[0, np.nanargmin(probability[0])] ^= 1
     head = wire.peek(record.payload)
     changed = msgspec.structs.replace(answer, probability=probability)
     return dataclasses.replace(record, payload=changed.encode(session=head.session, epoch=head.epoch))

@@ -47,8 +47,9 @@ def random_forecaster(config: ModelConfig, *, seed: int) -> Forecaster:
 
     torch.manual_seed(seed)
     teacher = Autoencoder(config).eval().freeze()
-    patches = torch.randn(config.codes, config.patch_frames)
-    return Forecaster(config, teacher=teacher, signal_scale=0.2, code_patch=patches).eval()
+    forecaster = Forecaster(config, teacher=teacher, signal_scale=0.2).eval()
+    forecaster.weigh((0.6, 0.2, 0.1))
+    return forecaster
 
 
 @cache

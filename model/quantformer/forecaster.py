@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -38,7 +39,8 @@ FORECAST: Final = 1
 #: dF/F beyond this many times the signal scale is clipped: one broken window must not own the loss or the answer.
 CLIP: Final = 40.0
 SHORTCUT_GAIN: Final = 10.0
-
+#: How many `error_terms` there are.
+ERROR_TERMS: Final = 3
 
 #: A rate that tuning expects is taken for no less than this, and no more than one minus it.
 RATE_FLOOR: Final = 0.005
@@ -52,6 +54,22 @@ def summary(baseline: Tensor) -> Tensor:
     centred = baseline - baseline.mean(-1, keepdim=True)
     deviation = (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     return torch.cat([bins, deviation, baseline[:, -5:].mean(-1, keepdim=True)], dim=1)
+
+
+def baseline_noise(baseline: Tensor) -> Tensor:
+    """Of baselines ``[B, frames]`` the noise from frame to frame (root mean square of first differences, over the root of 2) and
+    the standard deviation, ``[B, 2]``, in their units.
+    """
+    noise = ((baseline[:, 1:] - baseline[:, :-1]).square().mean(-1) / 2).sqrt()
+    deviation = (baseline - baseline.mean(-1, keepdim=True)).square().mean(-1).sqrt()
+    return torch.stack([noise, deviation], dim=1)
+
+
+def error_terms(noise: Tensor, probability: Tensor) -> Tensor:
+    """What tells how much a forecast errs, ``[B, ERROR_TERMS]``: `baseline_noise` ``[B, 2]`` in dF/F, and the root of the
+    probability ``[B]`` of becoming active, since the deviation of what is mostly nothing and sometimes a response grows with it.
+    """
+    return torch.cat([noise, probability[:, None].sqrt()], dim=1)
 
 
 def known_beforehand(tuning: Tensor, level: Tensor) -> Tensor:
@@ -197,23 +215,25 @@ class ResponseNetwork(nn.Module):
 class Forecaster(nn.Module):
     """Both task networks over one frozen auto-encoder.
 
-    ``signal_scale`` is the typical size of dF/F in training: the networks see dF/F divided by it. ``code_patch``
-    ``[K, frames]`` is the mean dF/F patch (in those units) that each code stood for, from which the spread is taken.
+    ``signal_scale`` is the typical size of dF/F in training: the networks see dF/F divided by it. ``spread_weights``
+    ``[ERROR_TERMS]``, by which the spread is made of `error_terms`, are zero until validation has told them.
     """
 
     signal_scale: Tensor
-    code_patch: Tensor
+    spread_weights: Tensor
 
-    def __init__(
-        self, config: ModelConfig, *, teacher: FrozenAutoencoder, signal_scale: float, code_patch: Tensor
-    ) -> None:
+    def __init__(self, config: ModelConfig, *, teacher: FrozenAutoencoder, signal_scale: float) -> None:
         super().__init__()
         self.config = config
         self.teacher = teacher
         self.activation = ActivationNetwork(config, encoder=_trainable_copy(teacher.encoder))
         self.response = ResponseNetwork(config, encoder=_trainable_copy(teacher.encoder))
         self.register_buffer("signal_scale", torch.tensor(float(signal_scale)))
-        self.register_buffer("code_patch", code_patch.detach().clone())
+        self.register_buffer("spread_weights", torch.zeros(ERROR_TERMS))
+
+    def weigh(self, weights: Sequence[float]) -> None:
+        """Make the spread with these ``spread_weights``."""
+        self.spread_weights.copy_(torch.tensor(weights))
 
     def decode(self, answer: ResponseAnswer) -> Tensor:
         """Expected decoding: dF/F ``[B, 64]`` from the decoder on softmax-weighted code vectors, and the correction.
@@ -225,12 +245,9 @@ class Forecaster(nn.Module):
         trace = self.teacher.decode(expected, slice(self.config.baseline_patches, None))
         return (trace + answer.correction) * self.signal_scale
 
-    def spread(self, answer: ResponseAnswer) -> Tensor:
-        """Standard deviation ``[B]`` in dF/F of the mixture of code patches over the response."""
-        probability = answer.code_logits[:, self.config.baseline_patches :].softmax(-1)
-        mean = probability @ self.code_patch
-        variance = probability @ self.code_patch.square() - mean.square()
-        return variance.clamp_min(0.0).mean((1, 2)).sqrt() * self.signal_scale
+    def spread(self, terms: Tensor) -> Tensor:
+        """How much the forecast errs, ``[B]`` in dF/F, of its `error_terms` ``[B, ERROR_TERMS]``."""
+        return terms @ self.spread_weights
 
 
 class ServingGraph(nn.Module):
@@ -257,7 +274,9 @@ class ServingGraph(nn.Module):
         of_neuron = neuron.flatten(1).index_select(0, row_neuron)
         of_stimulus = stimulus.flatten(1).index_select(0, row_stimulus)
         forecast = stimulus.shape[2]
-        rows = (baseline.index_select(0, row_neuron) / model.signal_scale).clamp(-CLIP, CLIP)
+        windows = (baseline / model.signal_scale).clamp(-CLIP, CLIP)
+        noise = (baseline_noise(windows) * model.signal_scale).index_select(0, row_neuron)
+        rows = windows.index_select(0, row_neuron)
         of_level = level.index_select(0, row_neuron)
         coefficients = of_neuron[:, d:width].reshape(row_neuron.shape[0], TUNING_QUANTITIES, -1)
         tuning = (coefficients * of_stimulus[:, None, d:forecast]).sum(-1)
@@ -265,7 +284,7 @@ class ServingGraph(nn.Module):
         answer = model.response(
             rows, of_neuron[:, width : width + d], of_stimulus[:, forecast : forecast + d], tuning, of_level
         )
-        return logit, model.decode(answer), model.spread(answer)
+        return logit, model.decode(answer), model.spread(error_terms(noise, logit.sigmoid()))
 
 
 def _trainable_copy(encoder: Encoder) -> Encoder:

@@ -13,13 +13,13 @@ from quantformer.activation_metrics import auroc_within, log_loss
 from quantformer.manifest import Calibration, Interval, LeadSkill
 from quantformer_training.examples import Examples
 from quantformer_training.finetune import Prediction
+from quantformer_training.intervals import fit_errors, interval_of
 from quantformer_training.sources import RowSource
 
 #: Leads in frames at which calibration is fitted, all together, and at which the bundle states its skill.
 LEADS = (0, 1, 2, 3, 5, 7, 10)
 #: Validation rows that are read at each lead, at most, spread evenly.
 MOST_ROWS = 40_000
-INTERVAL_LEVEL = 0.8
 #: False triggers a minute for which the bundle states a threshold.
 FALSE_A_MINUTE = (1, 2, 5)
 #: Weight of the pull towards no recalibration, in rows: a small validation set must not invent a slope. Its rows are asked
@@ -39,10 +39,11 @@ class Forecasting(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Calibrated:
-    """Everything a bundle takes from validation."""
+    """Everything a bundle takes from validation. ``spread_weights`` go into the network (`Forecaster.weigh`)."""
 
     calibration: Calibration
     interval: Interval
+    spread_weights: tuple[float, ...]
     thresholds: dict[str, float]
     skill_by_lead: list[LeadSkill]
 
@@ -55,9 +56,11 @@ def calibrate(model: Forecasting, validation: RowSource, *, seconds: float) -> C
     active = np.concatenate([rows.active.numpy() for _, rows, _ in predictions])
     calibration = fit_calibration(logit, active)
     first, made = by_lead[0][1], predictions[0][2]
+    errors = fit_errors(made.response, first.response.numpy(), terms=made.terms)
     return Calibrated(
         calibration=calibration,
-        interval=fit_interval(made.response, first.response.numpy(), spread=made.spread),
+        interval=interval_of(errors),
+        spread_weights=errors.weights,
         thresholds=fit_thresholds(probability(made.logit, calibration), first.active.numpy(), seconds=seconds),
         skill_by_lead=[
             _skill(lead, rows, probability(made.logit, calibration), made.response) for lead, rows, made in predictions
@@ -84,50 +87,6 @@ def fit_calibration(logit: NDArray[np.float32], active: NDArray[np.bool_]) -> Ca
     bounds = [(-np.log(4.0), np.log(4.0)), (-2.0, 2.0)]
     best = minimize(objective, np.zeros(2), method="L-BFGS-B", bounds=bounds)
     return Calibration(temperature=float(np.exp(best.x[0])), bias=float(best.x[1]))
-
-
-def fit_interval(
-    predicted: NDArray[np.float32], actual: NDArray[np.float32], *, spread: NDArray[np.float32], pool: int = 16
-) -> Interval:
-    """Quantiles of the error over ``spread + floor``, pooled over ``pool`` frames; the central 80 %.
-
-    ``floor`` is the median absolute error, so that a forecast sure of itself still has the noise around it.
-    """
-    tail = (1.0 - INTERVAL_LEVEL) / 2
-    made = fit_errors(predicted, actual, spread=spread, levels=(tail, 1.0 - tail), pool=pool)
-    low, high = made.relative.tolist()
-    return Interval(level=INTERVAL_LEVEL, floor=made.floor, low=low, high=high)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ErrorQuantiles:
-    """How a forecast errs: its error over ``spread + floor`` is below ``relative[k, t]`` in a share ``levels[k]`` of cases."""
-
-    levels: tuple[float, ...]
-    floor: float
-    relative: NDArray[np.float64]
-
-    def around(self, predicted: NDArray[np.float32], k: int, *, spread: NDArray[np.float32]) -> NDArray[np.float64]:
-        """The quantile of level ``k`` of forecasts ``(B, frames)`` with their ``spread`` ``(B,)``."""
-        width = (spread.astype(np.float64) + self.floor)[:, None]
-        return np.asarray(predicted.astype(np.float64) + width * self.relative[k])
-
-
-def fit_errors(
-    predicted: NDArray[np.float32],
-    actual: NDArray[np.float32],
-    *,
-    spread: NDArray[np.float32],
-    levels: tuple[float, ...],
-    pool: int = 16,
-) -> ErrorQuantiles:
-    """Quantiles of the error over ``spread + floor``, pooled over ``pool`` frames, as in `fit_interval`."""
-    error = (actual - predicted).astype(np.float64)
-    floor = float(np.median(np.abs(error)))
-    relative = error / (spread.astype(np.float64) + floor)[:, None]
-    pooled = relative.reshape(len(relative), -1, pool)
-    found = np.quantile(pooled, levels, axis=(0, 2))
-    return ErrorQuantiles(levels=levels, floor=floor, relative=np.repeat(found, pool, axis=1))
 
 
 def fit_thresholds(predicted: NDArray[np.float64], active: NDArray[np.bool_], *, seconds: float) -> dict[str, float]:

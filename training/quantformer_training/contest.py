@@ -24,6 +24,7 @@ from quantformer_training.competitors import TrainedCompetitor, train_network
 from quantformer_training.effort import Effort
 from quantformer_training.explain.chosen import shown_forecasts
 from quantformer_training.finetune import FinetuneConfig, TrainedModel, finetune
+from quantformer_training.forecast_distribution import distribution_of
 from quantformer_training.indexed import IndexedSource
 from quantformer_training.jobs import message
 from quantformer_training.joint import JointModel, finetune_joint
@@ -237,10 +238,15 @@ class _Course:
             arrays["shown_row"], arrays["shown_forecast"] = shown_forecasts(
                 answers.response, test.response, test.active, seed=self.seed
             )
+        metrics = score(answers, self.scene)
+        distribution = distribution_of(answers, self.scene)
+        if distribution is not None:
+            metrics |= distribution.scores(test.neuron)
+            arrays["crps"] = distribution.crps.astype(np.float32)
         return Entry(
             model=name,
             task=card.tasks,
-            metrics={**score(answers, self.scene), "seconds": seconds},
+            metrics={**metrics, "seconds": seconds},
             seconds=seconds,
             arrays=arrays,
         )
@@ -313,8 +319,6 @@ class _Course:
             control=chance(sources.control) if len(sources.control) else None,
             by_lead={lead: chance(sources.test, lead=lead) for lead in LEADS if lead},
             validation_response=held["response"],
-            spread=made["spread"],
-            validation_spread=held["spread"],
             parameters=sum(p.numel() for p in set(model.forecaster.parameters()) if p.requires_grad),
         )
 
@@ -385,7 +389,7 @@ class _Course:
 def asked(
     model: TrainedModel | JointModel, source: IndexedSource, *, lead: int = 0, denied: bool = False
 ) -> dict[str, NDArray[np.float32]]:
-    """What a model says of every row of a source: ``logit``, ``response`` and ``spread``."""
+    """What a model says of every row of a source, by the names of `Prediction`."""
     parts = [vars(model.predict(rows, denied=denied)) for rows in source.batches(lead=lead, size=_BATCH)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

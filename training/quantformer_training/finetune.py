@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,9 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from quantformer.config import F0_LEVELS, TUNING_RATES
+from quantformer.config import F0_LEVELS, TUNING_RATES, ModelConfig
 from quantformer.errors import UsageError
-from quantformer.forecaster import ACTIVATION, FORECAST, Forecaster, ResponseAnswer
+from quantformer.forecaster import (
+    ACTIVATION,
+    ERROR_TERMS,
+    FORECAST,
+    Forecaster,
+    ResponseAnswer,
+    baseline_noise,
+    error_terms,
+)
 from quantformer.losses import activation_loss, code_loss, shape_loss
 from quantformer.tokens import UNKNOWN, TaskTokens
 from quantformer_training.accelerator import Accelerator
@@ -107,33 +115,42 @@ class TrainedModel:
     @torch.no_grad()
     def predict(self, examples: Examples, *, denied: bool = False) -> Prediction:
         """Ask about every row, wherever the networks are; ``denied`` withholds the stimulus."""
-        if not len(examples):
-            frames = self.forecaster.config.response_frames
-            none = np.zeros(0, np.float32)
-            return Prediction(logit=none, response=np.zeros((0, frames), np.float32), spread=none)
         asked = without_stimulus(examples) if denied else examples
-        parts = [self._predict(asked.select(rows)) for rows in in_batches(torch.arange(len(examples)), 2048)]
-        return Prediction(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+        pieces = in_batches(torch.arange(len(examples)), 2048) if len(examples) else ()
+        return Prediction.joined(self.forecaster.config, [self._predict(asked.select(rows)) for rows in pieces])
 
-    def _predict(self, rows: Examples) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
+    def _predict(self, rows: Examples) -> Prediction:
         model = self.forecaster.eval()
         rows = rows.to(model.signal_scale.device)
         logit = ask_activation(model, self.tokens[ACTIVATION], rows)
-        answer = ask_response(model, self.tokens[FORECAST], rows)
-        return {
-            "logit": logit.cpu().numpy(),
-            "response": model.decode(answer).cpu().numpy(),
-            "spread": model.spread(answer).cpu().numpy(),
-        }
+        return Prediction.of(model, rows, logit, ask_response(model, self.tokens[FORECAST], rows))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prediction:
-    """What the graph answers: ``logit`` ``(B,)``, ``response`` dF/F ``(B, 64)``, ``spread`` dF/F ``(B,)``."""
+    """What the graph answers: ``logit`` ``(B,)``, ``response`` dF/F ``(B, 64)``, ``spread`` dF/F ``(B,)``; and the ``terms``
+    ``(B, ERROR_TERMS)`` of which that is made.
+    """
 
     logit: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
     response: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+    terms: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
     spread: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+
+    @classmethod
+    def of(cls, model: Forecaster, rows: Examples, logit: Tensor, answer: ResponseAnswer) -> Prediction:
+        """Of rows of which the networks of a model say this, as `ServingGraph` makes it."""
+        terms = error_terms(baseline_noise(rows.baseline) * model.signal_scale, logit.sigmoid())
+        made = {"logit": logit, "response": model.decode(answer), "terms": terms, "spread": model.spread(terms)}
+        return cls(**{name: tensor.cpu().numpy() for name, tensor in made.items()})
+
+    @classmethod
+    def joined(cls, config: ModelConfig, parts: Sequence[Prediction]) -> Prediction:
+        """One after the other; none is a prediction of no row."""
+        none = np.zeros(0, np.float32)
+        frames, terms = (np.zeros((0, width), np.float32) for width in (config.response_frames, ERROR_TERMS))
+        empty = cls(logit=none, response=frames, terms=terms, spread=none)
+        return cls(**{name: np.concatenate([vars(part)[name] for part in (empty, *parts)]) for name in vars(empty)})
 
 
 def finetune(
@@ -170,7 +187,6 @@ def finetune(
         # A copy: it goes where training is, and others start from the same auto-encoder.
         teacher=copy.deepcopy(pretrained.autoencoder),
         signal_scale=pretrained.signal_scale,
-        code_patch=pretrained.code_patch,
     )
     digest = forecaster.teacher.codebook.digest()
     tokens = (tokens_of(vocabulary, d=pretrained.config.d), tokens_of(vocabulary, d=pretrained.config.d))

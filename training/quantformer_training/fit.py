@@ -176,6 +176,7 @@ def fit(
         parts = _Parts.read(recording, split=split.merged(), vocabulary=vocabulary, config=config.finetuning)
         tuned = parts.tune(made.signal_scale)
         model = train("refit ", parts, tuned, config.finetuning.stopped(*model.results))
+    model.forecaster.weigh(calibrated.spread_weights)
     return Fitted(
         config=config,
         reader=parts.reader,

@@ -35,8 +35,9 @@ from quantformer_training.tuning import Tuning
 
 FACTS, WEIGHTS = "fitted.json", "fitted.pt"
 #: Number of the schema of `FACTS`; others are refused. 2: says what taught it. 3: tuning has what categories share, and two
-#: strengths. 4: networks are told the population's level. 5: the forecast's correction reads all of its tokens.
-SCHEMA = 5
+#: strengths. 4: networks are told the population's level. 5: the forecast's correction reads all of its tokens. 6: its
+#: spread is made of what tells how much it errs.
+SCHEMA = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +148,6 @@ def load_fitted(directory: Path, *, recording: RecordingFile | None = None) -> F
         pretrained.config,
         teacher=pretrained.autoencoder,
         signal_scale=pretrained.signal_scale,
-        code_patch=pretrained.code_patch,
     )
     vocabulary = facts.vocabulary
     tokens = [

@@ -78,17 +78,12 @@ class JointModel(nn.Module):
         """As `TrainedModel.predict`."""
         self.eval()
         asked, model = without_stimulus(rows) if denied else rows, self.forecaster
-        none = np.zeros(0, np.float32)
-        logits, responses, spreads = [none], [np.zeros((0, model.config.response_frames), np.float32)], [none]
+        parts = []
         # Many rows in one pass would take gigabytes.
-        for piece in in_batches(torch.arange(len(rows)), _ASKED_ROWS):
-            logit, answer = self(asked.select(piece).to(model.signal_scale.device))
-            logits.append(logit.cpu().numpy())
-            responses.append(model.decode(answer).cpu().numpy())
-            spreads.append(model.spread(answer).cpu().numpy())
-        return Prediction(
-            logit=np.concatenate(logits), response=np.concatenate(responses), spread=np.concatenate(spreads)
-        )
+        for piece in in_batches(torch.arange(len(rows)), _ASKED_ROWS) if len(rows) else ():
+            some = asked.select(piece).to(model.signal_scale.device)
+            parts.append(Prediction.of(model, some, *self(some)))
+        return Prediction.joined(model.config, parts)
 
 
 def finetune_joint(
@@ -111,7 +106,6 @@ def finetune_joint(
         pretrained.config,
         teacher=copy.deepcopy(pretrained.autoencoder),
         signal_scale=pretrained.signal_scale,
-        code_patch=pretrained.code_patch,
     )
     trees = begin(forecaster, real, pseudo, config=config, seed=config.forecast.seed)
     machine = accelerator or Accelerator()

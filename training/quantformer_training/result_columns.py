@@ -77,6 +77,7 @@ COLUMNS: Mapping[str, Column] = MappingProxyType(
             _column("area_r", "response area r within neuron", higher=True, chance=0.0),
             _column("crps", "CRPS, dF/F", higher=False, digits=4),
             _column("interval_coverage_off", "coverage of the 80 % interval, off 0.8 by", higher=False),
+            _column("interval_coverage_neuron_off", "coverage within neuron, off 0.8 by", higher=False),
             _column("interval_width", "width of the 80 % interval, dF/F", higher=False),
             _column("auroc", "pooled AUROC", higher=True, chance=0.5),
             _column("auprc", "pooled AUPRC", higher=True, chance="active_fraction"),

@@ -11,14 +11,10 @@ from numpy.typing import NDArray
 
 from quantformer.activation_metrics import auroc_within, log_loss, score_activation, skill
 from quantformer.trace_metrics import pearson_rows, score_forecast
-from quantformer_training.calibrate import INTERVAL_LEVEL, fit_errors, fit_thresholds
+from quantformer_training.calibrate import fit_thresholds
 from quantformer_training.rows import Rows
 
 Floats = NDArray[np.float64]
-#: Levels at which the pinball loss is averaged for the CRPS: the middles of equal parts. The outer ones of the interval.
-_PARTS = 20
-CRPS_LEVELS = tuple((part + 0.5) / _PARTS for part in range(_PARTS))
-INTERVAL_LEVELS = ((1.0 - INTERVAL_LEVEL) / 2, (1.0 + INTERVAL_LEVEL) / 2)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,8 +36,7 @@ class Scene:
 class Answers:
     """What a model says: ``probability`` and ``response`` of test rows, None where it does not answer that; probabilities of
     validation and control rows, of test rows when it is ``denied`` the stimulus, and with last frames withheld; the response
-    of ``validation_response`` rows, whose errors make the interval. ``spread`` and ``validation_spread`` ``(rows,)`` dF/F are
-    how unsure it says it is of each response, where it says so.
+    of ``validation_response`` rows, whose errors make the interval.
     """
 
     probability: Floats | None = None
@@ -51,8 +46,6 @@ class Answers:
     control: Floats | None = None
     by_lead: Mapping[int, Floats] = field(default_factory=dict)
     validation_response: NDArray[np.float32] | None = None
-    spread: NDArray[np.float32] | None = None
-    validation_spread: NDArray[np.float32] | None = None
     parameters: int = 0
 
 
@@ -63,8 +56,6 @@ def score(answers: Answers, scene: Scene) -> dict[str, float]:
         found |= _activation(answers, answers.probability, scene)
     if answers.response is not None:
         found |= _forecast(answers.response, scene)
-        if answers.validation_response is not None:
-            found |= _distribution(answers, answers.response, answers.validation_response, scene)
     return found
 
 
@@ -109,27 +100,6 @@ def _forecast(response: NDArray[np.float32], scene: Scene) -> dict[str, float]:
     r = pearson_rows(response[:, :window].astype(np.float64), test.response[:, :window].astype(np.float64))
     found["r_window"] = float(np.nanmean(r)) if np.isfinite(r).any() else float("nan")
     return found
-
-
-def _distribution(
-    answers: Answers, response: NDArray[np.float32], validation: NDArray[np.float32], scene: Scene
-) -> dict[str, float]:
-    """The forecast as a distribution: its errors on validation around it, as in the interval that a bundle carries."""
-    happened, learned = scene.test.response, scene.validation.response
-    spread = np.zeros(len(response), np.float32) if answers.spread is None else answers.spread
-    own = answers.validation_spread
-    own = np.zeros(len(validation), np.float32) if own is None else own
-    errors = fit_errors(validation, learned, spread=own, levels=(*CRPS_LEVELS, *INTERVAL_LEVELS))
-    loss = 0.0
-    for k, level in enumerate(CRPS_LEVELS):
-        over = happened - errors.around(response, k, spread=spread)
-        loss += float(np.maximum(level * over, (level - 1.0) * over).mean())
-    low, high = (errors.around(response, k, spread=spread) for k in (_PARTS, _PARTS + 1))
-    return {
-        "crps": 2.0 * loss / _PARTS,
-        "interval_coverage": float(((happened >= low) & (happened <= high)).mean()),
-        "interval_width": float((high - low).mean()),
-    }
 
 
 def _numbers(scores: Mapping[str, Any], *, without: tuple[str, ...] = ()) -> dict[str, float]:

@@ -73,7 +73,8 @@ def draw(*, drawing: Drawing, out: str, device: str = "cpu") -> Gallery:
                 )
                 model.to(accelerator.device)
                 seconds = sum(stop - start for start, stop in data.members[0].split.validation) / session.rate_hz
-                interval = calibrate(model, sources.validation, seconds=seconds).interval
+                calibrated = calibrate(model, sources.validation, seconds=seconds)
+                model.forecaster.weigh(calibrated.spread_weights)
                 # What is drawn looks into the network, on the CPU.
                 model.to(torch.device("cpu"))
             except QuantformerError as error:
@@ -81,7 +82,7 @@ def draw(*, drawing: Drawing, out: str, device: str = "cpu") -> Gallery:
                 continue
             explained[category] = Explained(
                 model=model,
-                interval=interval,
+                interval=calibrated.interval,
                 train=sources.train.at_lead(0, most=MOST_ROWS),
                 test=sources.test.at_lead(0, most=MOST_ROWS),
                 competitors=drawing.competitors.get(category, {}),

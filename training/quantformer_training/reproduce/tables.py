@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from quantformer_training.calibrate import INTERVAL_LEVEL
 from quantformer_training.contest import MODELS
 from quantformer_training.effort import Effort
+from quantformer_training.intervals import INTERVAL_LEVEL
 from quantformer_training.paper_figures import PAPER_TABLES, PAPER_TITLES, PaperTable
 from quantformer_training.reproduce.plan import (
     LABEL_MODELS,
@@ -65,7 +65,7 @@ OURS = {
     ),
     "ours_interval": _Page(
         title="Ours: the forecast with its interval, made of the errors on validation",
-        metrics=("crps", "interval_coverage_off", "interval_width"),
+        metrics=("crps", "interval_coverage_off", "interval_coverage_neuron_off", "interval_width"),
         task="forecast",
     ),
     "ours_stimulus": _Page(

@@ -25,7 +25,7 @@ RESAMPLES = 1_000
 #: Scores of probabilities: means over rows, and one over pairs of rows, which is resampled over trials alone.
 MEANS, RANKED = ("log_loss", "brier"), "auroc_within_neuron"
 #: Scores of forecasts, all means over rows, and where a run keeps each row's.
-_ROW_SCORES = {"mse": "squared_error", "r": "r"}
+_ROW_SCORES = {"mse": "squared_error", "r": "r", "crps": "crps"}
 UNITS: tuple[Unit, ...] = ("trials", "trials x neurons")
 
 Arrays = Mapping[str, NDArray[np.generic]]
