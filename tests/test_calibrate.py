@@ -34,10 +34,10 @@ def test_probability_is_the_sigmoid_of_the_scaled_logit() -> None:
 
 
 @pytest.mark.parametrize(("temperature", "bias"), [(2.0, -0.7), (0.5, 0.4), (1.0, 0.0)])
-def test_temperature_and_bias_are_found(temperature: float, bias: float) -> None:
+def test_temperature_and_bias_are_found_where_there_are_trials_enough(temperature: float, bias: float) -> None:
     logit, active = answers(40_000, temperature=temperature, bias=bias)
     # As it is used: the same rows asked at every lead.
-    found = fit_calibration(np.tile(logit, len(LEADS)), np.tile(active, len(LEADS)))
+    found = fit_calibration(np.tile(logit, len(LEADS)), np.tile(active, len(LEADS)), trials=4000)
     assert found.temperature == pytest.approx(temperature, rel=0.05)
     assert found.bias == pytest.approx(bias, abs=0.06)
 
@@ -45,35 +45,41 @@ def test_temperature_and_bias_are_found(temperature: float, bias: float) -> None
 @settings(max_examples=40)
 @given(
     n=st.integers(2, 300),
+    trials=st.integers(1, 1000),
     temperature=st.floats(0.1, 10.0),
     bias=st.floats(-5.0, 5.0),
     seed=st.integers(0, 1000),
 )
-def test_calibration_never_makes_its_own_data_worse(n: int, temperature: float, bias: float, seed: int) -> None:
+def test_calibration_never_makes_its_own_data_worse(
+    n: int, trials: int, temperature: float, bias: float, seed: int
+) -> None:
     logit, active = answers(n, temperature=temperature, bias=bias, seed=seed)
-    found = fit_calibration(logit, active)
+    found = fit_calibration(logit, active, trials=trials)
     before = log_loss(probability(logit, Calibration(temperature=1.0, bias=0.0)), active)
     assert log_loss(probability(logit, found), active) <= before + 1e-9
     assert 0.25 <= found.temperature <= 4.0 + 1e-9
     assert -2.0 <= found.bias <= 2.0
 
 
-def test_rows_asked_at_more_leads_tell_no_more() -> None:
-    # Livelier minutes in validation than in what is asked later are not taken at their word.
-    logit, active = answers(150, temperature=1.0, bias=0.4, seed=3)
-    found = fit_calibration(np.tile(logit, len(LEADS)), np.tile(active, len(LEADS)))
+def test_few_trials_are_not_taken_at_their_word_however_many_neurons_they_are_of() -> None:
+    # Livelier minutes in validation than in what is asked later.
+    logit, active = answers(1500, temperature=1.0, bias=0.6, seed=3)
     alone = minimize(
         lambda p: log_loss(probability(logit, Calibration(temperature=float(np.exp(p[0])), bias=float(p[1]))), active),
         np.zeros(2),
     ).x
-    assert abs(found.bias) < 0.6 * abs(alone[1])
-    assert np.sign(found.bias) == np.sign(alone[1])
+    few, many = (fit_calibration(logit, active, trials=trials).bias for trials in (10, 500))
+    assert few == pytest.approx(10 / 60 * alone[1], rel=0.3)
+    assert many == pytest.approx(alone[1], rel=0.15)
+    # Leads tell of the same trials.
+    again = fit_calibration(np.tile(logit, len(LEADS)), np.tile(active, len(LEADS)), trials=10)
+    assert again.bias == pytest.approx(few, rel=1e-2)
 
 
 def test_a_handful_of_rows_does_not_invent_a_slope() -> None:
     logit = np.array([-1.0, 1.0], np.float32)
-    found = fit_calibration(logit, np.array([False, True]))
-    assert 0.8 < found.temperature < 1.2, "two rows, separated: without the pull it would be 0.25"
+    found = fit_calibration(logit, np.array([False, True]), trials=2)
+    assert 0.8 < found.temperature < 1.2, "two rows, separated: with nothing beside them it would be 0.25"
 
 
 def test_thresholds_mean_what_they_say() -> None:

@@ -172,7 +172,8 @@ def test_calibration_is_quantformer_s_on_every_lead_of_validation() -> None:
     bare = replace(made, calibration=None, signal_scale=1.0)
     logit = np.concatenate([bare.predict(validation, lead=lead) for lead in LEADS]).astype(np.float32)
     active = np.tile(validation.rows.active[validation.valid].numpy(), len(LEADS))
-    assert made.calibration == fit_calibration(logit, active)
+    trials = len(np.unique(validation.rows.moment[validation.valid].numpy()))
+    assert made.calibration == fit_calibration(logit, active, trials=trials)
     assert trained(spec_of(), "forecast").calibration is None
 
 

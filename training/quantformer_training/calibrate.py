@@ -22,9 +22,9 @@ LEADS = (0, 1, 2, 3, 5, 7, 10)
 MOST_ROWS = 40_000
 #: False triggers a minute for which the bundle states a threshold.
 FALSE_A_MINUTE = (1, 2, 5)
-#: Weight of the pull towards no recalibration, in rows: a small validation set must not invent a slope. Its rows are asked
-#: about at every lead, which tells of them once, and its minutes may be livelier than those to come.
-_PRIOR_ROWS = 10.0 * len(LEADS)
+#: Calibration is fitted as if so many further trials had gone exactly as the model says. What neurons do in one trial they do
+#: together, and validation's minutes may be livelier or calmer than those to come: a few trials tell little of either.
+AS_SAID = 50.0
 
 Floats = NDArray[np.floating]
 
@@ -54,7 +54,7 @@ def calibrate(model: Forecasting, validation: RowSource, *, seconds: float) -> C
     predictions = [(lead, rows, model.predict(rows)) for lead, rows in by_lead]
     logit = np.concatenate([made.logit for _, _, made in predictions])
     active = np.concatenate([rows.active.numpy() for _, rows, _ in predictions])
-    calibration = fit_calibration(logit, active)
+    calibration = fit_calibration(logit, active, trials=len(np.unique(by_lead[0][1].moment.numpy())))
     first, made = by_lead[0][1], predictions[0][2]
     errors = fit_errors(made.response, first.response.numpy(), terms=made.terms)
     return Calibrated(
@@ -74,15 +74,17 @@ def probability(logit: NDArray[np.float32], calibration: Calibration) -> NDArray
     return np.asarray(0.5 * (1.0 + np.tanh(0.5 * scaled)))
 
 
-def fit_calibration(logit: NDArray[np.float32], active: NDArray[np.bool_]) -> Calibration:
-    """Temperature and bias with the lowest log-loss on rows asked at each of `LEADS`, pulled towards 1 and 0; within [0.25, 4]
-    and [-2, 2].
+def fit_calibration(logit: NDArray[np.float32], active: NDArray[np.bool_], *, trials: int) -> Calibration:
+    """Temperature and bias with the lowest log-loss on the rows of so many ``trials``, asked at any leads, and on `AS_SAID` such
+    trials that went as the model says; within [0.25, 4] and [-2, 2].
     """
+    wide = logit.astype(np.float64)
+    said = probability(logit, Calibration(temperature=1.0, bias=0.0))
+    happened = (trials * active + AS_SAID * said) / (trials + AS_SAID)
 
     def objective(parameters: Floats) -> float:
-        made = Calibration(temperature=float(np.exp(parameters[0])), bias=float(parameters[1]))
-        pull = _PRIOR_ROWS / len(active) * float(np.square(parameters).sum())
-        return log_loss(probability(logit, made), active) + pull
+        scaled = wide * np.exp(-parameters[0]) + parameters[1]
+        return float((np.logaddexp(0.0, scaled) - happened * scaled).mean())
 
     bounds = [(-np.log(4.0), np.log(4.0)), (-2.0, 2.0)]
     best = minimize(objective, np.zeros(2), method="L-BFGS-B", bounds=bounds)

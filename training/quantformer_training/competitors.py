@@ -372,12 +372,14 @@ def _answer(network: TaskNetwork, rows: Examples, valid: Tensor) -> NDArray[np.f
 
 def _calibrated(network: TaskNetwork, validation: TrialSource, *, most: int) -> Calibration:
     """Temperature and bias on validation at the leads of QuantFormer's own calibration."""
-    logit, active = [], []
+    logit, active, moments = [], [], []
     for lead in LEADS:
         for rows, valid in _asked(network, validation, lead=lead, most=most):
             logit.append(_answer(network, rows, valid))
             active.append(rows.active[valid].numpy())
-    return fit_calibration(np.concatenate(logit), np.concatenate(active))
+            moments.append(rows.moment[valid].numpy())
+    trials = len(np.unique(np.concatenate(moments)))
+    return fit_calibration(np.concatenate(logit), np.concatenate(active), trials=trials)
 
 
 def _moved(rows: Examples, device: torch.device) -> Examples:
