@@ -211,8 +211,12 @@ def reliability(probability: ArrayLike, active: ArrayLike, *, bins: int = 10) ->
     edges = np.quantile(probability, np.arange(1, bins) / bins, method="higher")
     which = np.unique(np.searchsorted(edges, probability, side="right"), return_inverse=True)[1]
     count = np.bincount(which)
+    lowest, highest = np.full(len(count), np.inf), np.full(len(count), -np.inf)
+    np.minimum.at(lowest, which, probability)
+    np.maximum.at(highest, which, probability)
     return Reliability(
-        predicted=np.bincount(which, probability) / count,
+        # A mean lies among what it is of, whatever its sum was rounded to: bins keep their order.
+        predicted=np.clip(np.bincount(which, probability) / count, lowest, highest),
         observed=np.bincount(which, active) / count,
         count=count.astype(np.int64),
     )

@@ -42,8 +42,8 @@ _BY_16, _BY_15 = np.uint32(16), np.uint32(15)
 
 @njit(**_OPTIONS)
 def attend(projected: Array, bias: Array, heads: int, begin: int, end: int, mixed: Array) -> None:
-    """Attention of the sequences ``begin`` to ``end``: queries, keys and values ``[B, P, 3 d]``, to which ``bias`` ``[3 d]`` is
-    to be added, to ``mixed`` ``[B, P, d]``.
+    """Attention of the sequences ``begin`` to ``end``: queries, keys and values ``[3 d, P, B]``, to which ``bias`` ``[3 d]`` is
+    to be added, to ``mixed`` ``[d, P, B]``.
     """
     length = projected.shape[1]
     padded = -(-length // 4) * 4
@@ -182,7 +182,7 @@ def _weigh(
     weights: Array,
 ) -> None:
     """A head's queries, keys and values, and the weights that they give."""
-    length, d = projected.shape[1], projected.shape[2] // 3
+    length, d = projected.shape[1], projected.shape[0] // 3
     _load(projected, bias, first, rows, at, query)
     _load(projected, bias, first, rows, d + at, key)
     _load(projected, bias, first, rows, 2 * d + at, value)
@@ -193,20 +193,21 @@ def _weigh(
 @njit(**_OPTIONS)
 def _load(source: Array, bias: Array, first: int, rows: int, at: int, out: Array) -> None:
     """A head's numbers of so many sequences; lanes that are left over keep what they had, and nobody reads them."""
-    given, added = source[first : first + rows, :, at : at + WIDTH], bias[at : at + WIDTH]
-    for n in range(rows):
-        for p in range(given.shape[1]):
-            for c in range(WIDTH):
-                out[p, c, n] = given[n, p, c] + added[c]
+    for c in range(WIDTH):
+        given, added = source[at + c], bias[at + c]
+        for p in range(source.shape[1]):
+            row, into = given[p, first : first + rows], out[p, c]
+            for n in range(rows):
+                into[n] = row[n] + added
 
 
 @njit(**_OPTIONS)
 def _store(found: Array, first: int, rows: int, at: int, out: Array) -> None:
-    given = out[first : first + rows, :, at : at + WIDTH]
-    for n in range(rows):
-        for p in range(given.shape[1]):
-            for c in range(WIDTH):
-                given[n, p, c] = found[p, c, n]
+    for c in range(WIDTH):
+        for p in range(out.shape[1]):
+            row, into = found[p, c], out[at + c, p, first : first + rows]
+            for n in range(rows):
+                into[n] = row[n]
 
 
 @njit(**_OPTIONS)

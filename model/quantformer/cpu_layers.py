@@ -1,4 +1,4 @@
-"""Half a layer on a CPU, with gradients: torch's products, and the loops of `quantformer.cpu_kernels` between them.
+"""A layer on a CPU, with gradients: torch's products, and the loops of `quantformer.cpu_kernels` between them.
 
 `quantformer.layers` asks for them in float32, or under autocast to bfloat16, where the products alone are in it; they answer and
 learn as torch's own operations do, to float32's rounding. The rows are cut among as many threads as torch uses, and what comes
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from quantformer import cpu_kernels as kernels
 
@@ -29,25 +28,27 @@ if TYPE_CHECKING:
 Part = TypeVar("Part")
 
 
-def attend(block: Block, tokens: Tensor) -> Tensor:
-    """The first half of a layer, ``[B, P, d]``."""
-    project, out = block.query_key_value, block.attention_out
-    projected = _product(block.attention_norm(tokens), project.weight)
+def layer(block: Block, tokens: Tensor, read: slice = slice(None)) -> Tensor:
+    """A layer of tokens ``[P, B, d]``, what follows attention only of the tokens ``read``.
+
+    With the sequences innermost in what attention is given and gives, its loops find side by side what they take at once.
+    """
+    length, batch, d = tokens.shape
+    rows = tokens.reshape(-1, d)
+    project, out, expand, contract = block.query_key_value, block.attention_out, block.expand, block.contract
+    projected = _product(project.weight, block.attention_norm(rows).t()).view(3 * d, length, batch)
     mixed = Attention.apply(projected, project.bias, block.heads)  # type: ignore[no-untyped-call]  # torch's own
-    return _added(block, tokens, _product(mixed, out.weight), out.bias)
-
-
-def feed(block: Block, tokens: Tensor) -> Tensor:
-    """The second half of a layer, ``[B, P, d]``."""
-    expand, contract = block.expand, block.contract
-    expanded = _product(block.feedforward_norm(tokens), expand.weight)
+    rows = _added(block, rows, _product(mixed.view(d, -1).t(), out.weight.t()), out.bias)
+    chosen = rows.view(length, batch, d)[read]
+    rows = chosen.reshape(-1, d)
+    expanded = _product(block.feedforward_norm(rows), expand.weight.t())
     hidden = Gelu.apply(expanded, expand.bias)  # type: ignore[no-untyped-call]  # torch's own
-    return _added(block, tokens, _product(hidden, contract.weight), contract.bias)
+    return _added(block, rows, _product(hidden, contract.weight.t()), contract.bias).view(chosen.shape)
 
 
-def _product(given: Tensor, weight: Tensor) -> Tensor:
+def _product(left: Tensor, right: Tensor) -> Tensor:
     """In float32, in whatever precision it was computed: under autocast in bfloat16."""
-    return functional.linear(given, weight).float()
+    return (left @ right).float()
 
 
 def _added(block: Block, tokens: Tensor, update: Tensor, bias: Tensor) -> Tensor:
@@ -57,14 +58,14 @@ def _added(block: Block, tokens: Tensor, update: Tensor, bias: Tensor) -> Tensor
 
 
 class Attention(Function):
-    """Queries, keys and values ``[B, P, 3 d]``, before their bias, to the attended values ``[B, P, d]``."""
+    """Queries, keys and values ``[3 d, P, B]``, before their bias, to the attended values ``[d, P, B]``."""
 
     @staticmethod
     def forward(ctx: Any, projected: Tensor, bias: Tensor, heads: int) -> Tensor:
         """Keep what was given; the weights are computed again on the way back."""
         projected = projected.contiguous()
-        batch, length, width = projected.shape
-        mixed = projected.new_empty((batch, length, width // 3))
+        width, length, batch = projected.shape
+        mixed = projected.new_empty((width // 3, length, batch))
         given, added, found = (one.detach().numpy() for one in (projected, bias, mixed))
         _spread(batch, lambda begin, end: kernels.attend(given, added, heads, begin, end, found))
         ctx.heads = heads
@@ -78,8 +79,8 @@ class Attention(Function):
         projected, bias = ctx.saved_tensors
         back, heads = torch.empty_like(projected), ctx.heads
         given, added, slope, found = (one.detach().numpy() for one in (projected, bias, slopes[0].contiguous(), back))
-        _spread(len(given), lambda begin, end: kernels.attend_back(given, added, slope, heads, begin, end, found))
-        return back, back.sum((0, 1)), None
+        _spread(given.shape[2], lambda begin, end: kernels.attend_back(given, added, slope, heads, begin, end, found))
+        return back, back.sum((1, 2)), None
 
 
 class Gelu(Function):

@@ -50,6 +50,10 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor, read: slice = slice(None)) -> Tensor:
         """Apply the layer; what follows attention only to the tokens ``read``."""
+        if self.lends(tokens):
+            from quantformer import cpu_layers
+
+            return cpu_layers.layer(self, tokens.transpose(0, 1), read).transpose(0, 1)
         return self.feed(self.attend(tokens)[:, read])
 
     def attend(self, tokens: Tensor) -> Tensor:
@@ -58,10 +62,6 @@ class Block(nn.Module):
             from quantformer import fused
 
             return fused.attend(self, tokens)
-        if self.lends(tokens):
-            from quantformer import cpu_layers
-
-            return cpu_layers.attend(self, tokens)
         length, d = tokens.shape[1], tokens.shape[2]
         projected = self.query_key_value(self.attention_norm(tokens))
         query, key, value = (
@@ -80,10 +80,6 @@ class Block(nn.Module):
             from quantformer import fused
 
             return fused.feed(self, tokens)
-        if self.lends(tokens):
-            from quantformer import cpu_layers
-
-            return cpu_layers.feed(self, tokens)
         hidden = functional.gelu(self.expand(self.feedforward_norm(tokens)))
         result: Tensor = tokens + self.dropout(self.contract(hidden))
         return result
@@ -168,6 +164,8 @@ class Transformer(nn.Module):
     def forward(self, tokens: Tensor, read: slice = slice(None)) -> Tensor:
         """Apply all layers; ``read`` are the tokens that the caller wants."""
         *first, last = self.blocks
+        if isinstance(last, Block) and last.lends(tokens):
+            return self._lent(tokens, read)
         fuse = fuses(tokens, heads=self.heads)
         if fuse:
             # Between its kernels too: they are quick enough to wait for memory.
@@ -181,3 +179,14 @@ class Transformer(nn.Module):
             return fused.normed(self.norm, tokens)
         normed: Tensor = self.norm(tokens)
         return normed
+
+    def _lent(self, tokens: Tensor, read: slice) -> Tensor:
+        """By `quantformer.cpu_layers`, with tokens turned once for all layers."""
+        from quantformer import cpu_layers
+
+        tokens = tokens.transpose(0, 1).contiguous()
+        for number, block in enumerate(self.blocks, start=1):
+            assert isinstance(block, Block)
+            tokens = cpu_layers.layer(block, tokens, read if number == len(self.blocks) else slice(None))
+        normed: Tensor = self.norm(tokens)
+        return normed.transpose(0, 1)
