@@ -149,6 +149,7 @@ def test_every_forecast_is_a_distribution_and_keeps_what_is_shown(entries: dict[
             assert "shown_row" not in entry.arrays
             continue
         assert 0.0 < entry.metrics["crps"] < entry.metrics["mae"] * 1.5, name
+        assert entry.arrays["crps"].mean() == pytest.approx(entry.metrics["crps"], rel=1e-5)
         assert 0.0 < entry.metrics["interval_coverage"] < 1.0
         assert entry.metrics["interval_width"] > 0.0
         np.testing.assert_array_equal(entry.arrays["shown_row"], entries["quantformer"].arrays["shown_row"])
